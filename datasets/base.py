@@ -1,0 +1,172 @@
+"""What every dataset hands on: a table of image files with target and protected labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+from utils.files import write_atomic
+
+CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a): the four cells of target and protected label
+READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Images with their labels, in a fixed order; a batch's index is a row of this table.
+
+    name: where the rows come from, for messages. paths: N absolute file names.
+    y: int64 [N], target label 0 or 1. a: int64 [N], protected label 0 or 1, -1 where unknown.
+    Raises ValueError where the three lengths differ.
+    """
+
+    name: str
+    paths: list[str]
+    y: np.ndarray
+    a: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "y", np.asarray(self.y, dtype=np.int64).reshape(-1))
+        object.__setattr__(self, "a", np.asarray(self.a, dtype=np.int64).reshape(-1))
+        if not len(self.paths) == len(self.y) == len(self.a):
+            raise ValueError(
+                f"{self.name}: {len(self.paths)} paths, {len(self.y)} y and {len(self.a)} a labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> ImageTable:
+        """The given rows (int [M]) in the given order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return ImageTable(self.name, [self.paths[i] for i in rows], self.y[rows], self.a[rows])
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Images per (y, a), the four cells always among the keys, (y, -1) only where it occurs."""
+        counts = dict.fromkeys(CELLS, 0)
+        cells, numbers = np.unique(np.stack([self.y, self.a]), axis=1, return_counts=True)
+        for (y, a), number in zip(cells.T.tolist(), numbers.tolist(), strict=True):
+            counts[y, a] = number
+        return counts
+
+
+def concat(tables: Iterable[ImageTable], name: str) -> ImageTable:
+    """The tables' rows one after the other, under a new name."""
+    tables = list(tables)
+    if not tables:
+        return ImageTable(name, [], np.zeros(0), np.zeros(0))
+    return ImageTable(
+        name,
+        [path for table in tables for path in table.paths],
+        np.concatenate([table.y for table in tables]),
+        np.concatenate([table.a for table in tables]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Disjoint tables of one setting; val is None where no image is held out."""
+
+    train: ImageTable
+    val: ImageTable | None
+    test: ImageTable
+
+
+def save_list(table: ImageTable, path: str | Path, root: str | Path | None = None) -> None:
+    """Write the rows as csv `file,y,a`, file relative to root (default: their common folder)."""
+    folders = {os.path.dirname(file) for file in table.paths}
+    root = os.path.abspath(root) if root else os.path.commonpath(folders) if folders else "."
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "y", "a"))
+    for file, y, a in zip(table.paths, table.y.tolist(), table.a.tolist(), strict=True):
+        writer.writerow((Path(os.path.relpath(file, root)).as_posix(), y, a))
+    write_atomic(path, text.getvalue())
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file list stays in its folder: no separator, no `..`, not empty."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def named(names: Sequence[str], limit: int = 20) -> str:
+    """The names joined for a message; beyond `limit` only their number."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def bad_images(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Images that cannot be used, by kind: "missing", "empty" (zero bytes), "unreadable".
+
+    A JPEG whose first and last bytes are in place passes without being decoded, which is what
+    makes this fast enough to run before every training; any other file must decode.
+    """
+    present: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        try:
+            with os.scandir(folder) as entries:
+                present[folder] = {entry.name for entry in entries}
+        except OSError:
+            present[folder] = set()
+    bad = defaultdict(list)
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if name in present[folder]:
+            found.append(path)
+        else:
+            bad["missing"].append(path)
+    blocks = [found[i : i + 256] for i in range(0, len(found), 256)]
+    with ThreadPoolExecutor(READERS) as pool:
+        for block, kinds in zip(blocks, pool.map(_kinds, blocks), strict=True):
+            for path, kind in zip(block, kinds, strict=True):
+                if kind:
+                    bad[kind].append(path)
+    return dict(bad)
+
+
+def _kinds(paths: list[str]) -> list[str | None]:
+    return [_kind(path) for path in paths]
+
+
+def _kind(path: str) -> str | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return "empty"
+            head = file.read(3)
+            file.seek(max(0, size - 64))
+            # 0xFFD9 ends a JPEG and cannot occur inside its image data; some cameras pad after it
+            if head == b"\xff\xd8\xff" and b"\xff\xd9" in file.read(64):
+                return None
+        with Image.open(path) as image:
+            image.load()
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise many types, each means unusable
+        return "unreadable"
+    return None
+
+
+def check_images(tables: Iterable[ImageTable | None], root: str | Path) -> None:
+    """Raise one UserError that names every kind of unusable image among the tables' rows."""
+    paths = list(dict.fromkeys(path for table in tables if table for path in table.paths))
+    bad = bad_images(paths)
+    if bad:
+        kinds = [
+            f"{len(files)} {kind} ({named([os.path.basename(file) for file in files])})"
+            for kind, files in bad.items()
+        ]
+        raise UserError(
+            f"of the {len(paths)} images needed under {root}, {'; '.join(kinds)}: "
+            "copy these again from the original archive"
+        )

@@ -1,0 +1,150 @@
+"""Compare a copy of CelebA or UTKFace with what is known of it, before days of training.
+
+    python -m datasets.check --dataset celeba --root /data/CelebA
+
+prints images per split and per attribute cell, compares them with the official numbers, opens
+every listed image, and names each difference. Exit code 0: none; 1: differences; 2: unusable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from datasets import celeba, demo, utkface
+from datasets.base import CELLS, bad_images, named
+from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
+from utils.errors import UserError, exit_cleanly
+
+# CelebA's own counts, and the lists the AIM-Fair release trains on (SHA-256, see `list_hash`)
+CELEBA_SPLITS = {"train": 162770, "val": 19867, "test": 19962}
+CELEBA_RANGES = {
+    "train": ("000001.jpg", "162770.jpg"),
+    "val": ("162771.jpg", "182637.jpg"),
+    "test": ("182638.jpg", "202599.jpg"),
+}
+CELEBA_TEST_CELLS = {("Smiling", "Male"): (5354, 4621, 6893, 3094)}
+CELEBA_LISTS = {
+    ("Smiling", "Male"): "670888bcdee34f9050eda273e51f46110da330fe674dca916f44d3fe4217056a",
+    ("Smiling", "Young"): "657441635b65e9786f6b1ec5eb6d12125699d5533dda62d52369d89af5f1479d",
+    ("Young", "Male"): "ef270a876645eb374f35447821d855ab8e2f40db7b2552305867e6a0819582a7",
+}
+LIST_SIZE = 20000
+UTKFACE_IMAGES = 23705  # of the 23,708 aligned and cropped files; three lack the race field
+UTKFACE_WHITE_MEN = 5477
+
+Facts = dict[str, object]  # what was found or is known, under the words it is reported with
+
+
+def _report(line: str, y, a) -> None:
+    numbers = [int(((y == t) & (a == p)).sum()) for t, p in CELLS]
+    cells = "  ".join(f"{t}_{p} {n:6d}" for (t, p), n in zip(CELLS, numbers, strict=True))
+    print(f"  {line:<24} {len(y):7d}   {cells}")
+
+
+def celeba_known() -> Facts:
+    """The official numbers, under the same keys as `celeba_facts` gives."""
+    known: Facts = {}
+    for part, count in CELEBA_SPLITS.items():
+        known[f"{part} images"] = count
+        known[f"{part} range"] = " .. ".join(CELEBA_RANGES[part])
+    for pair, cells in CELEBA_TEST_CELLS.items():
+        known[f"test cells of {'/'.join(pair)}"] = cells
+    for pair, digest in CELEBA_LISTS.items():
+        known[f"SHA-256 of the first {LIST_SIZE} of {'/'.join(pair)}"] = digest
+    return known
+
+
+def celeba_facts(table) -> Facts:
+    """What `celeba.read_table`'s table gives for every key of `celeba_known`."""
+    facts: Facts = {}
+    for number, part in enumerate(celeba.PARTITIONS):
+        names = table.index[table["partition"] == number]
+        facts[f"{part} images"] = len(names)
+        facts[f"{part} range"] = f"{names.min()} .. {names.max()}" if len(names) else "none"
+    for pair in CELEBA_TEST_CELLS:
+        y, a = labels(table[table["partition"] == 2], *pair)
+        facts[f"test cells of {'/'.join(pair)}"] = tuple(
+            int(((y == t) & (a == p)).sum()) for t, p in CELLS
+        )
+    for pair in CELEBA_LISTS:
+        try:
+            digest = list_hash(biased_subset(table[table["partition"] == 0], *pair, LIST_SIZE))
+        except NotEnoughImages as error:
+            digest = f"none: {error}"
+        facts[f"SHA-256 of the first {LIST_SIZE} of {'/'.join(pair)}"] = digest
+    return facts
+
+
+def differences(found: Facts, known: Facts) -> list[str]:
+    """One line for each known fact that was found otherwise."""
+    return [
+        f"{key}: {found[key]}, expected {known[key]}" for key in known if found[key] != known[key]
+    ]
+
+
+def check_celeba(root: Path, pairs, official: bool) -> tuple[list[str], list[str]]:
+    """Print the cells of every split; return (differences, image paths)."""
+    table = celeba.read_table(root)
+    attributes = table.drop(columns="partition")
+    for target, protected in pairs:
+        print(f"{target}/{protected}: images, and by {target}_{protected}")
+        for number, part in enumerate(celeba.PARTITIONS):
+            _report(part, *labels(attributes[table["partition"] == number], target, protected))
+    found = differences(celeba_facts(table), celeba_known()) if official else []
+    folder = os.path.abspath(celeba.image_folder(root))
+    return found, [os.path.join(folder, name) for name in table.index]
+
+
+def check_utkface(root: Path) -> tuple[list[str], list[str]]:
+    """As `check_celeba`, for Female/White."""
+    table, folder, bad = utkface.read_table(root)
+    print("Female/White: images, and by Female_White")
+    y, a = labels(table, "Female", "White")
+    _report("all", y, a)
+    if bad:
+        print(f"{len(bad)} names without labels are skipped: {named(bad)}")
+    known = {"images with labels": UTKFACE_IMAGES, "white men": UTKFACE_WHITE_MEN}
+    facts = {"images with labels": len(table), "white men": int(((y == 0) & (a == 1)).sum())}
+    paths = [os.path.join(os.path.abspath(folder), name) for name in table.index]
+    return differences(facts, known), paths
+
+
+@exit_cleanly
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 0 where nothing differs, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.check", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--dataset", choices=("celeba", "utkface", "demo"), required=True)
+    parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
+    parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo)")
+    parser.add_argument("--protected")
+    parser.add_argument("--no-images", action="store_true", help="do not open the images")
+    args = parser.parse_args(arguments)
+    if (args.target is None) != (args.protected is None):
+        raise UserError("--target and --protected go together; give both or neither")
+    if args.dataset == "utkface":
+        if args.target:
+            raise UserError("UTKFace has one pair, Female/White; leave out --target, --protected")
+        found, paths = check_utkface(args.root)
+    else:
+        root = demo.unpack(args.root) if args.dataset == "demo" else args.root
+        pairs = [(args.target, args.protected)] if args.target else list(CELEBA_LISTS)
+        found, paths = check_celeba(root, pairs, official=args.dataset == "celeba")
+    if not args.no_images:
+        print(f"opening {len(paths)} images", flush=True)
+        found += [
+            f"{len(files)} images {kind}: {named([os.path.basename(f) for f in files])}"
+            for kind, files in bad_images(paths).items()
+        ]
+    for line in found:
+        print(f"difference: {line}")
+    print(f"{len(found)} differences" if found else "no differences")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""Every image of a table decoded once into one memory-mapped file of uint8 pixels.
+
+A store is named by a hash of its files' paths, sizes and modification times, so changing any file
+names another store and a stale one is never read. Old stores are left where they are: deleting the
+folder is always safe, it is only rebuilt. Several runs that want the same store build it once: the
+first holds an advisory lock (released by the kernel if it is killed), the others wait.
+
+Images keep their native size. The MAX_SIZES most common sizes of a table are kept as they are (so
+that real 178x218 and synthetic square images can be mixed undistorted); an image of any other size
+is resized (Lanczos) to the most common one, and how many were is printed.
+
+The file: a .npy array int64 [U, 2] with the stored height and width of each distinct path in sorted
+order, then the pixels, size by size, each size one uint8 [n, H, W, 3].
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import ENOSPC
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datasets.base import ImageTable, named
+from utils.errors import UserError
+from utils.files import atomic_path
+
+VERSION = 1  # raise it whenever decoding changes: older stores are then not read
+DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
+MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
+MAX_SIZES = 4
+UPRIGHT = {  # what undoes each EXIF orientation but 1
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+IN_MEMORY = 64 * 2**20  # bytes; a smaller store is read once instead of mapped
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """The decoded images of a table with N rows.
+
+    `arrays`: one uint8 [n, H, W, 3] per native size, read-only; `group` and `row`, int64 [N]:
+    table row i is `arrays[group[i]][row[i]]`.
+    """
+
+    path: Path
+    arrays: list[np.ndarray]
+    group: np.ndarray
+    row: np.ndarray
+
+    def image(self, i: int) -> np.ndarray:
+        """uint8 [H, W, 3], RGB: the image of table row i, not copied."""
+        return self.arrays[self.group[i]][self.row[i]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [N, 2]: height and width of each table row's image as stored."""
+        return np.array([array.shape[1:3] for array in self.arrays], np.int64)[self.group]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+def open_store(
+    table: ImageTable, store_dir: str | Path | None = None, threads: int | None = None
+) -> ImageStore:
+    """The store of a table's images, built first where it is not there (or not whole).
+
+    `store_dir`: where stores live, by default data/store in this repository. `threads` decode at
+    once, by default one per available core. Raises UserError naming every file that is missing or
+    cannot be decoded, and for a folder that cannot be written.
+    """
+    if not len(table.paths):
+        raise UserError(f"{table.name} has no images; check its folder and its labels")
+    folder = Path(store_dir) if store_dir is not None else DEFAULT_DIR
+    paths = sorted(set(table.paths))
+    path = folder / f"{_key(paths, table.name)}.images"
+    sizes = _read_sizes(path)
+    if sizes is None:
+        with _lock(path):
+            sizes = _read_sizes(path)  # another run may have built it while this one waited
+            if sizes is None:
+                _build(paths, path, table.name, threads or _cores())
+                sizes = _read_sizes(path)
+    layout = _Layout.of(sizes)
+    position = {name: i for i, name in enumerate(paths)}
+    picked = np.array([position[name] for name in table.paths], np.int64)
+    return ImageStore(path, layout.open(path), layout.group[picked], layout.row[picked])
+
+
+def _key(paths: list[str], name: str) -> str:
+    """32 hex digits over the version and every file's path, size in bytes and time of change."""
+    digest = hashlib.sha256(f"{VERSION}\n".encode())
+    missing = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            missing.append((path, getattr(error, "strerror", None) or str(error)))
+            continue
+        digest.update(os.fsencode(path))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    _refuse(missing, len(paths), name)
+    return digest.hexdigest()[:32]
+
+
+def _cores() -> int:
+    """Cores this process may use: of a SLURM job, not of the node."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextmanager
+def _lock(path: Path):
+    """Hold the advisory lock beside `path`; the kernel drops it when the process ends.
+
+    Only threads work under it, so no child process inherits it and keeps it after a kill.
+    """
+    lock_path = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(lock_path, "a")  # noqa: SIM115 - closed below, in every case
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot hold the decoded images ({error.strerror}); "
+            "name a folder that can be written as the store's folder"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run that is decoding into {path}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        # Reached only with the store in place: whoever opens a new lock file now finds it built.
+        lock_path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each of U images lies: group and row int64 [U], and the groups' shapes and offsets."""
+
+    shapes: list[tuple[int, int, int, int]]
+    starts: list[int]  # byte of each group's first pixel, from the start of the pixels
+    group: np.ndarray
+    row: np.ndarray
+    header: int  # bytes before the pixels; known once a file has been written or read
+
+    @classmethod
+    def of(cls, sizes: np.ndarray) -> _Layout:
+        kinds, group = np.unique(sizes, axis=0, return_inverse=True)
+        group = group.reshape(-1)
+        row = np.zeros(len(sizes), np.int64)
+        for kind in range(len(kinds)):
+            row[group == kind] = np.arange(np.count_nonzero(group == kind))
+        counts = np.bincount(group)
+        shapes = [(int(n), int(h), int(w), 3) for n, (h, w) in zip(counts, kinds, strict=True)]
+        nbytes = [int(np.prod(shape)) for shape in shapes]
+        starts = [sum(nbytes[:i]) for i in range(len(nbytes))]
+        return cls(shapes, starts, group, row, len(_npy(sizes)))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    def offset(self, i: int) -> int:
+        """The byte of the file at which image i begins."""
+        _, height, width, channels = self.shapes[self.group[i]]
+        start = self.header + self.starts[self.group[i]]
+        return start + int(self.row[i]) * height * width * channels
+
+    def open(self, path: Path) -> list[np.ndarray]:
+        arrays = []
+        for shape, start in zip(self.shapes, self.starts, strict=True):
+            array = np.memmap(path, np.uint8, "r", offset=self.header + start, shape=shape)
+            # A plain array over the map: indexing np.memmap costs microseconds an image.
+            arrays.append(np.array(array) if self.nbytes < IN_MEMORY else np.asarray(array))
+        return arrays
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """The array in .npy format."""
+    buffer = BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _read_sizes(path: Path) -> np.ndarray | None:
+    """int64 [U, 2] from a store's head, or None where there is no whole store."""
+    try:
+        with open(path, "rb") as file:
+            sizes = np.lib.format.read_array(file, allow_pickle=False)
+            layout = _Layout.of(sizes)
+            whole = os.fstat(file.fileno()).st_size == layout.header + layout.nbytes
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return sizes if whole else None
+
+
+def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
+    """Decode `paths` into `path`; called with the lock held."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()  # of a run that was killed while building this very store
+    with ThreadPoolExecutor(threads) as pool:
+        sizes = _stored_sizes(list(pool.map(_header_size, paths)), name)
+        layout = _Layout.of(sizes)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.write(_npy(sizes))
+            file.flush()
+            descriptor = file.fileno()
+            if hasattr(os, "posix_fallocate"):  # a full disk stops here, before the work
+                os.posix_fallocate(descriptor, layout.header, layout.nbytes)
+
+            def store(i: int) -> str | None:
+                height, width = (int(side) for side in sizes[i])
+                try:
+                    image = decode(paths[i])
+                except Exception as error:  # noqa: BLE001 - what Pillow's decoders raise varies
+                    return str(error) or type(error).__name__
+                if image.size != (width, height):
+                    image = image.resize((width, height), Image.Resampling.LANCZOS)
+                _write_at(descriptor, image.tobytes(), layout.offset(i))
+                return None
+
+            progress = tqdm(
+                pool.map(store, range(len(paths))),
+                total=len(paths),
+                desc=f"decoding {name}",
+                unit="image",
+                disable=None,  # shown on a terminal, not in a log
+            )
+            faults = [(paths[i], fault) for i, fault in enumerate(progress) if fault]
+            _refuse(faults, len(paths), name)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    # Written, not mapped: on a full disk a store into mapped memory kills the process (SIGBUS).
+    if os.pwrite(descriptor, data, offset) != len(data):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+def _refuse(faults: list[tuple[str, str]], total: int, name: str) -> None:
+    """Raise one UserError naming the files at fault, if there are any."""
+    if not faults:
+        return
+    listed = named([f"{path} ({fault})" for path, fault in faults])
+    raise UserError(
+        f"{len(faults)} of the {total} images of {name} cannot be read, replace them or remove "
+        f"them from the data: {listed}"
+    )
+
+
+def _stored_sizes(found: list[tuple[int, int] | None], name: str) -> np.ndarray:
+    """int64 [U, 2]: the size each image is stored at, given the size in its file's header."""
+    counts = Counter(size for size in found if size)
+    ranked = sorted(counts, key=lambda size: (-counts[size], size)) or [(1, 1)]
+    kept = set(ranked[:MAX_SIZES])
+    others = sum(count for size, count in counts.items() if size not in kept)
+    if others:
+        height, width = ranked[0]
+        print(
+            f"{name}: {others} of {len(found)} images have one of {len(ranked) - MAX_SIZES} rarer "
+            f"sizes and are resized to the most common one, {width}x{height}",
+            file=sys.stderr,
+        )
+    return np.array([size if size in kept else ranked[0] for size in found], np.int64)
+
+
+def _header_size(path: str) -> tuple[int, int] | None:
+    """(height, width) after the EXIF rotation, or None: decoding then says what is wrong."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation 1..8; 1 where there is none or it cannot be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asking further would decode the whole image
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - a broken EXIF block says nothing about the picture
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def decode(path: str | Path) -> Image.Image:
+    """An 8-bit RGB image, rotated as its EXIF says; alpha is dropped, 16-bit grey scaled by 1/256.
+
+    Raises ValueError for more than MAX_PIXELS pixels, an animation or floating-point pixels, and
+    whatever Pillow raises for a file it cannot decode to its end.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise ValueError("an animation, not a single image")
+        if image.mode == "F":
+            raise ValueError("floating-point pixels")
+        orientation = _orientation(image)
+        if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+            deep = np.asarray(image).astype(np.int64) >> 8
+            rgb = Image.fromarray(deep.clip(0, 255).astype(np.uint8)).convert("RGB")
+        elif image.mode == "P" and "transparency" in image.info:
+            rgb = image.convert("RGBA").convert("RGB")
+        else:
+            rgb = image.convert("RGB")
+        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb

@@ -1,0 +1,237 @@
+"""Batches (index, x, y, a) from a table of images that are decoded once (image_store.py).
+
+On the CPU, threads crop and resize in uint8 ahead of the step. On a GPU with room the decoded
+images live on the device, an epoch's boxes are sent there once, and a batch is gathered and
+augmented without the host; with too little room the threads send uint8 batches.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.augment import (
+    crop_boxes,
+    flip_mask,
+    normalise,
+    resample_cpu,
+    resample_device,
+    shuffled,
+)
+from datasets.base import ImageTable
+from datasets.image_store import ImageStore, open_store
+from utils.errors import UserError
+
+ROOM = 0.4  # a store may take this share of the device's free memory; the rest is the step's
+UPLOAD = 64 * 2**20  # bytes sent to the device at once
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+# (store file, native size, device) -> its images there, shared by every loader that is alive.
+_RESIDENT: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One epoch, row by row in the order it is delivered: all that its batches depend on."""
+
+    rows: np.ndarray  # int64 [M], rows of the table
+    boxes: np.ndarray  # int64 [M, 4]
+    flips: np.ndarray  # bool [M]
+
+
+class Loader:
+    """Batches of a table at one image size.
+
+    train=True: every epoch in its own order, RandomResizedCrop(image_size) with torchvision's
+    defaults and a horizontal flip, all derived from (seed, epoch, index) alone: an epoch is the
+    same for any number of workers and after a restart. train=False: table order, each image resized
+    to exactly image_size x image_size, no flip, never a dropped batch.
+
+    `attributes=False` delivers a = -1: a method that was not granted the protected attribute cannot
+    see it. `store_dir`: see image_store.open_store. `workers`: threads that prepare batches where
+    the images are not on the device. Raises UserError for sizes below 1, for an empty table, for
+    images that cannot be decoded and where drop_last would leave no batch.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        batch_size: int,
+        *,
+        image_size: int,
+        train: bool,
+        device: str | torch.device,
+        seed: int = 0,
+        drop_last: bool = False,
+        attributes: bool = False,
+        store_dir: str | Path | None = None,
+        workers: int = 1,
+    ):
+        for name, value in (
+            ("batch size", batch_size),
+            ("image size", image_size),
+            ("number of data workers", workers),
+        ):
+            if value < 1:
+                raise UserError(f"the {name} is {value}; it must be at least 1")
+        self.drop_last = drop_last and train
+        if self.drop_last and len(table) < batch_size:
+            raise UserError(
+                f"{table.name} has {len(table)} images, fewer than one batch of {batch_size}; "
+                "choose a smaller batch size"
+            )
+        self.table = table
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.train = train
+        self.device = torch.device(device)
+        self.seed = seed
+        self.workers = workers
+        self.store = open_store(table, store_dir)
+        self._y = table.y
+        self._a = table.a if attributes else np.full(len(table), -1, np.int64)
+        self._resident = _upload(self.store, self.device) if self._has_room() else None
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        if self.drop_last:
+            return len(self.table) // self.batch_size
+        return math.ceil(len(self.table) / self.batch_size)
+
+    def epoch(self, k: int) -> Iterator[Batch]:
+        """Yield epoch k's batches on the device.
+
+        index int64 [B], rows of the table; x float32 [B, 3, image_size, image_size] in [-1, 1],
+        channels_last; y int64 [B]; a int64 [B], -1 where unknown or not granted.
+        """
+        if self._resident is not None:
+            yield from self._device_epoch(k)
+            return
+        on_cpu = self.device.type == "cpu"
+        for index, images, y, a in self.host_epoch(k, normalised=on_cpu):
+            x = torch.from_numpy(images).permute(0, 3, 1, 2)
+            labels = [torch.from_numpy(part) for part in (index, y, a)]
+            if not on_cpu:
+                x, *labels = (self._send(part) for part in (x, *labels))
+                x = normalise(x)
+            index, y, a = labels
+            yield index, x, y, a
+
+    def host_epoch(self, k: int, *, normalised: bool) -> Iterator[tuple[np.ndarray, ...]]:
+        """Epoch k from the threads as arrays (index, images, y, a).
+
+        images: [B, image_size, image_size, 3], float32 in [-1, 1] or, not normalised, uint8.
+        """
+        plan = self._plan(k)
+
+        def prepare(span: slice) -> tuple[np.ndarray, ...]:
+            rows = plan.rows[span]
+            images = resample_cpu(
+                [self.store.image(row) for row in rows.tolist()],
+                plan.boxes[span],
+                plan.flips[span],
+                self.image_size,
+                normalised=normalised,
+            )
+            return rows, images, self._y[rows], self._a[rows]
+
+        yield from _ahead(prepare, self._spans(), self.workers)
+
+    def _spans(self) -> list[slice]:
+        size = self.batch_size
+        return [slice(i * size, min((i + 1) * size, len(self.table))) for i in range(len(self))]
+
+    def _plan(self, k: int) -> _Plan:
+        if not self.train:
+            rows = np.arange(len(self.table))
+            whole = np.concatenate([np.zeros_like(self.store.sizes), self.store.sizes], axis=1)
+            return _Plan(rows, whole, np.zeros(len(rows), bool))
+        rows = shuffled(self.seed, k, len(self.table))
+        height, width = self.store.sizes[rows].T
+        boxes = crop_boxes(self.seed, k, rows, height, width)
+        return _Plan(rows, boxes, flip_mask(self.seed, k, rows))
+
+    def _has_room(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        return self.store.nbytes <= ROOM * torch.cuda.mem_get_info(self.device)[0]
+
+    def _send(self, part: torch.Tensor) -> torch.Tensor:
+        return part.pin_memory().to(self.device, non_blocking=True)
+
+    def _device_epoch(self, k: int) -> Iterator[Batch]:
+        """The epoch from images on the device; the host only launches, it never waits.
+
+        A batch with several native sizes is resampled size by size and put back in its order.
+        """
+        plan, store = self._plan(k), self.store
+        group = store.group[plan.rows]
+        batch = np.arange(len(plan.rows)) // self.batch_size
+        order = np.lexsort((group, batch))  # stable: within each batch, by native size
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order)) - batch * self.batch_size  # place within the batch
+        by_size = plan.rows[order]
+        index, y, a, back, at, boxes, flips = (
+            torch.from_numpy(np.ascontiguousarray(part)).to(self.device)
+            for part in (
+                plan.rows,
+                self._y[plan.rows],
+                self._a[plan.rows],
+                back,
+                store.row[by_size],
+                plan.boxes[order],
+                plan.flips[order],
+            )
+        )
+        group = group[order]
+        for span in self._spans():
+            cuts = np.searchsorted(group[span], np.arange(len(self._resident) + 1)) + span.start
+            parts = []
+            for images, start, stop in zip(self._resident, cuts[:-1], cuts[1:], strict=True):
+                if start < stop:
+                    here = slice(start, stop)
+                    parts.append(
+                        resample_device(images[at[here]], boxes[here], flips[here], self.image_size)
+                    )
+            x = parts[0] if len(parts) == 1 else torch.cat(parts)[back[span]]
+            yield index[span], x, y[span], a[span]
+
+
+def _ahead(work: Callable, items: list, workers: int) -> Iterator:
+    """work(item) of every item in order, done by `workers` threads up to one result ahead each."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    try:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where the caller leaves the epoch early
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _upload(store: ImageStore, device: torch.device) -> list[torch.Tensor]:
+    """The store's arrays as uint8 tensors on the device, one per native size."""
+    tensors = []
+    for number, array in enumerate(store.arrays):
+        key = (store.path, number, device)
+        tensor = _RESIDENT.get(key)
+        if tensor is None:
+            tensor = torch.empty(array.shape, dtype=torch.uint8, device=device)
+            step = max(1, UPLOAD // array[0].nbytes)
+            for i in range(0, len(array), step):
+                tensor[i : i + step] = torch.from_numpy(np.array(array[i : i + step]))
+            _RESIDENT[key] = tensor
+        tensors.append(tensor)
+    return tensors

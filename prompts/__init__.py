@@ -1,0 +1,1 @@
+"""Contextual prompts: the instruction, asking a language model for them, checking them."""

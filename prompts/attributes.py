@@ -1,0 +1,212 @@
+"""Which value of an attribute a prompt names: the words of both values, negations read first.
+
+`names` words settle the value (a "woman" is female), `hints` words only contradict it ("her" in a
+prompt for a man is a fault, but a prompt must not leave the sex to a pronoun). A prompt of a cell
+must name its value and neither name nor hint at the other one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Words(NamedTuple):
+    """Regular expressions over lower-case text, whole words; index 0 and 1 are the values."""
+
+    names: tuple[str, str]
+    hints: tuple[str, str]
+    harmless: str  # phrases that hold such a word and say nothing of the person
+    negation_flips: bool = True  # "not old" is young, but "not Asian" is not White
+
+
+_OLD = (
+    r"elderly|old|older|senior|aged|ageing|aging|middle[- ]aged|in middle age|mature"
+    r"|in (?:his|her|their|the) (?:\w+[- ])?(?:fifties|sixties|seventies|eighties|nineties"
+    r"|[5-9]0s)"
+)
+_YOUNG = (
+    r"young|younger|youthful|teen|teens|teenage|teenaged|teenager|adolescent|youngster"
+    r"|in (?:his|her|their|the) (?:\w+[- ])?(?:twenties|20s)"
+)
+_MALE = (
+    r"males?|man|men|boys?|gentlem[ae]n|guys?|lads?|schoolboy|businessman|father|dad|grandfather"
+    r"|grandpa|uncle|son|brother|husband|groom"
+)
+_FEMALE = (
+    r"females?|wom[ae]n|girls?|lady|ladies|gals?|schoolgirl|businesswoman|mother|mom|mum"
+    r"|grandmother|grandma|granny|aunt|daughter|sister|wife|bride|actress"
+)
+_HE, _SHE = r"he|his|him|himself|mr", r"she|her|hers|herself|mrs|ms"
+_SEX_HARMLESS = (
+    r"man[- ]buns?|boy[- ]cut|page[- ]boy|cow[- ]boy|news[- ]boy|male[- ]pattern|lady[- ]?like"
+    r"|mother[- ]of[- ]pearl"
+)
+_GRAVE = (
+    r"frown\w*|scowl\w*|pout(?:ing|s)?|stern|solemn|serious|sullen|grim|glum|deadpan"
+    r"|straight[- ]faced|(?:neutral|blank) (?:expression|face)"
+)
+_OTHER_RACES = (
+    r"black|asian|indian|hispanic|latin[oax]|latin american|african|african[- ]american|arab"
+    r"|arabic|arabian|middle[- ]eastern|chinese|japanese|korean|vietnamese|thai|filipin[oa]"
+    r"|indonesian|malaysian|malay|cambodian|mongolian|tibetan|pakistani|bangladeshi|sri lankan"
+    r"|nepal[ei]\w*|mexican|brazilian|peruvian|colombian|caribbean|jamaican|cuban|native american"
+    r"|indigenous|aboriginal|m[aā]ori|polynesian|pacific islander|samoan|hawaiian|inuit|persian"
+    r"|iranian|turkish|kurdish|moroccan|egyptian|ethiopian|somali|nigerian|kenyan|ghanaian"
+    r"|mixed[- ]race|biracial|multiracial|multiethnic|nonwhite|brown[- ]skinned|dark[- ]skinned"
+)
+
+WORDS = {
+    "Smiling": Words(
+        (
+            r"unsmiling|unsmilingly|nonsmiling|smileless",
+            r"smil(?:e|es|ed|ing|ingly)|grin(?:s|ning)?",
+        ),
+        (
+            _GRAVE,
+            r"beaming|beams|laugh\w*|chuckl\w+|giggl\w+|smirk\w*|cheerful\w*",
+        ),
+        r"(?:smile|laugh|laughter|frown)[- ]lines?",
+    ),
+    "Male": Words((_FEMALE, _MALE), (_SHE, _HE), _SEX_HARMLESS),
+    "Female": Words((_MALE, _FEMALE), (_HE, _SHE), _SEX_HARMLESS),
+    "Young": Words(
+        (_OLD, _YOUNG),
+        (
+            r"grandmother|grandfather|grandma|grandpa|granny|pensioner|retiree",
+            r"child|kid|toddler|baby|infant|girls?|boys?|lads?|schoolboy|schoolgirl",
+        ),
+        r"old[- ](?:fashioned|school|style|time)|age[- ]old|years?[- ]olds?"
+        r"|baby[- ](?:bangs|hairs?|blue|pink|braids|fine)|" + _SEX_HARMLESS,
+    ),
+    "White": Words(
+        (_OTHER_RACES, r"white|caucasian|european"),
+        ("", ""),
+        # A colour joined to a feature is hair, beard or eyes, not the person.
+        r"(?:white|black)(?: and \w+)?(?:[- ]haired|-(?!skinned)\w+)|(?:white|black) hair",
+        negation_flips=False,
+    ),
+}
+
+# Words that may stand between a negation and what it negates ("without even a hint of a smile").
+_BETWEEN = (
+    r"(?:(?:a|an|any|the|even|single|slightest|faintest|hint|trace|sign|of|at|all|really|very"
+    r"|currently|actually|visibly|being|wearing|showing|big|wide|broad|bright|warm|slight|faint"
+    r"|happy|friendly|toothy|longer|so|particularly|especially)\s+)*"
+)
+_NEGATION = (
+    r"(?:(?P<negation>(?:not|no|never|without|neither|nor|hardly|isn't|aren't|non|lacking|lacks)"
+    r"(?:\s+|-))" + _BETWEEN + r")?"
+)
+_PERSON = (
+    r"wom[ae]n|m[ae]n|girls?|boys?|lady|ladies|gentlem[ae]n|guys?|persons?|people|adults?"
+    r"|teenagers?|teens?|child|children|kids?|toddlers?|bab(?:y|ies)|infants?|newborns?"
+    r"|seniors?|centenarian|grandmother|grandfather|mother|father|schoolgirls?|schoolboys?"
+    r"|pensioner|individual"
+)
+_ORIGIN = (
+    rf"\b(?:of|with) (?:[\w-]+ ){{0,2}}?({_OTHER_RACES})(?: \w+)? "
+    r"(?:descent|heritage|origins?|ancestry|ethnicity|background|roots)\b"
+)
+_HEAD_ENDS = r"\b(?:with|who|whose|wearing|having|in|showing|featuring|against|sporting|has)\b"
+
+
+def plain_text(prompt: str) -> str:
+    """Lower case, straight apostrophes, single spaces and hyphens: what the expressions expect."""
+    text = prompt.lower().replace("\u2019", "'")
+    text = re.sub(r"[\u2010-\u2013]", "-", text)
+    return " ".join(text.split())
+
+
+def _before_noun(text: str) -> str:
+    """The words that describe the person: before the noun, and directly before any further one.
+
+    A race word counts only here, so "a woman with white hair" says nothing of her race. "female"
+    and "male" serve as the noun where no other one is there.
+    """
+    opening = re.split(_HEAD_ENDS, text, maxsplit=1)[0]
+    noun = re.search(rf"\b(?:{_PERSON})\b", opening) or re.search(r"\b(?:fe)?males?\b", opening)
+    parts = [opening[: noun.start()]] if noun else []
+    rest = text[noun.end() :] if noun else text
+    for match in re.finditer(rf"((?:[\w-]+ ){{1,3}})(?:{_PERSON}|females?|males?)\b", rest):
+        parts.append(re.split(_HEAD_ENDS + r"|\b(?:and|a|an|of|the)\b", match[1])[-1])
+    return " . ".join(parts)
+
+
+def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[str]]]:
+    """The values (0, 1) that `prompt` names, and every word found for each value, hints included.
+
+    `attribute` is a key of WORDS. Longer expressions win over shorter ones, a negation flips what
+    it negates ("without a smile" names Smiling = 0), a negated hint says nothing.
+    """
+    words = WORDS[attribute]
+    text = re.sub(rf"\b(?:{words.harmless})\b", " ", plain_text(prompt))
+    named: set[int] = set()
+    found: dict[int, list[str]] = {0: [], 1: []}
+    if attribute == "White":
+        # "of Asian descent" after the noun contradicts White, but does not name the race.
+        found[0] += re.findall(_ORIGIN, text)
+        text = _before_noun(text)
+    if attribute == "Young":
+        for age in ages(prompt):
+            if age <= 35 or age >= 50:  # in between, Young could be either
+                named.add(int(age <= 35))
+                found[int(age <= 35)].append(f"age {age}")
+        text = re.sub(r"\baged \d+", " ", text)
+    groups = {
+        "n0": words.names[0],
+        "n1": words.names[1],
+        "h0": words.hints[0],
+        "h1": words.hints[1],
+    }
+    body = "|".join(f"(?P<{name}>{expr})" for name, expr in groups.items() if expr)
+    for match in re.finditer(rf"\b{_NEGATION}(?:{body})\b", text):
+        kind, value = match.lastgroup[0], int(match.lastgroup[1])
+        if match["negation"]:
+            if kind == "h" or (value == 0 and not words.negation_flips):
+                continue
+            value = 1 - value
+        if kind == "n":
+            named.add(value)
+        found[value].append(match[0])
+    return named, found
+
+
+_UNITS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_NUMBERS = {word: value for value, word in enumerate(_UNITS)}
+_NUMBERS |= {word: 10 * value for value, word in enumerate(_TENS, start=2)}
+_NUMBERS |= {
+    f"{ten}-{unit}": _NUMBERS[ten] + _NUMBERS[unit] for ten in _TENS for unit in _UNITS[1:10]
+}
+_NUMBERS |= {"hundred": 100, "one-hundred": 100}
+_NUMBER = r"(\d{1,3}|" + "|".join(sorted(_NUMBERS, key=len, reverse=True)) + r")"
+
+
+def ages(prompt: str) -> list[int]:
+    """The ages in years that a prompt names: "34-year-old", "thirty years old", "aged 34"."""
+    text = plain_text(prompt)
+    found = re.findall(rf"\b{_NUMBER}[- ]years?[- ]olds?\b", text)
+    found += re.findall(rf"\b(?:aged|age|age of|aged about) {_NUMBER}\b", text)
+    return [int(word) if word.isdigit() else _NUMBERS[word] for word in found]
+
+
+_POSE_VERBS = (
+    r"raised|lowered|lifted|lifting|bowed|dipped|leaning|leaned|inclined|angled|cocked|thrown back"
+    r"|upright|straight|level|tucked|rotated|resting|held"
+)
+HEAD_POSE = re.compile(
+    r"\btilt(?:ed|ing|s)?\b"
+    r"|\bturn(?:ed|ing|s)?\b(?!-up)"
+    r"|\b(?:forward-)?facing\b"
+    r"|\b(?<!-)(?:looking|gazing|glancing|peering) (?:\w+ )*?(?:up|upwards?|down|downwards?|left"
+    r"|right|over|away|sideways|back|ahead|forward|straight|directly|toward|towards|to|at|into)\b"
+    r"|\b(?:in|side|quarter|left|right|full|half) profile\b|\bprofile (?:view|pose)\b"
+    r"|\bthree[- ]quarter\b|\bfrontal\b|\b(?:side|front|straight-on) (?:view|angle|pose)\b"
+    rf"|\b(?:head|chin|face) (?:\w+ )?(?:{_POSE_VERBS})\b"
+    rf"|\b(?:{_POSE_VERBS}|upturned) (?:head|chin|face)\b"
+)

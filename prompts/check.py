@@ -1,0 +1,280 @@
+"""Check prompt files: python -m prompts.check [FILES]; without files, every .json in prompts/.
+
+Failures are listed by prompt and the exit code is 1 if there are any. The rules:
+
+- file      the file's fields are there and its name agrees with them
+- cells     the four cells, each with the number of prompts that the set's name says
+- prefix    contextual_25 is the first half of contextual_50 where both are there
+- start     a prompt starts with the set's agreed words ("a" may go on as "an")
+- target    it names the target value of its cell and not the opposite one
+- protected the same for the protected attribute
+- unique    it is in the file once, whatever its capitals and punctuation
+- tokens    it fits the 77 tokens of CLIP's text encoder, start and end token included
+- pose      it names a head pose (sets with head_poses in their name)
+- age       it names one age from 1 to 100 (contextual UTKFace sets)
+- ages      a cell's ages are spread: at least one in each of AGE_BANDS (contextual UTKFace sets
+            with at least as many prompts per cell as there are bands)
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from prompts.attributes import HEAD_POSE, ages, plain_text, values_named
+from prompts.instruction import ATTRIBUTES, CELLS, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
+from utils.errors import UserError, exit_cleanly
+
+PROMPTS = Path(__file__).parent
+# The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
+AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo of a")}
+# "Age start from 1 and end at 100": the ends within five years, every decade between them.
+AGE_BANDS = ((1, 5), (6, 15), (16, 25), (26, 35), (36, 45), (46, 55), (56, 65), (66, 75))
+AGE_BANDS += ((76, 85), (86, 94), (95, 100))
+
+# CLIP's own cut into words, figures and runs of punctuation, before byte pairs are merged.
+_PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
+
+
+class Failure(NamedTuple):
+    """One broken rule; `cell` and `number` (from 1) are None where it is the file's or a cell's."""
+
+    rule: str
+    message: str
+    cell: str | None = None
+    number: int | None = None
+    prompt: str | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.cell is None else f"cell {self.cell} "
+        where += "" if self.number is None else f"prompt {self.number} "
+        text = "" if self.prompt is None else f': "{self.prompt}"'
+        return f"{where}[{self.rule}] {self.message}{text}"
+
+
+def estimate_tokens(prompt: str) -> int:
+    """An upper estimate of CLIP's token count, start and end token included; needs no vocabulary.
+
+    For a word one token for every three bytes begun, for figures and marks one a byte. Compared
+    with CLIP's byte pairs, this is never too low for a word of the committed prompts; it is too low
+    for some acronyms ("jpg"), which no prompt needs. A prompt comes out about 1.7 times as long as
+    it is, and those of 30 words still fit.
+    """
+    pieces = [(p.isalpha(), len(p.encode())) for p in _PIECES.findall(prompt.lower())]
+    return 2 + sum(-(-size // 3) if word else size for word, size in pieces)
+
+
+def tokenizer_count(folder: str | Path) -> Callable[[str], int]:
+    """The exact count by a CLIP tokenizer in a local folder; UserError where there is none."""
+    files = {file.name for file in Path(folder).glob("*")}
+    try:
+        if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
+            raise OSError("transformers would make an empty tokenizer of an empty folder")
+        from transformers import CLIPTokenizer  # seconds to import, and only needed here
+
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError):
+        raise UserError(
+            f"--tokenizer {folder} holds no CLIP tokenizer (vocab.json and merges.txt); name "
+            "such a folder, or leave the flag out for the estimate"
+        ) from None
+    return lambda prompt: len(tokenizer(prompt)["input_ids"])
+
+
+def _attribute_failures(rule: str, attribute: str, value: int, prompt: str) -> list[Failure]:
+    named, found = values_named(attribute, prompt)
+    failures = []
+    if value not in named:
+        failures.append(
+            Failure(rule, f"does not name {attribute}={value} ({_words(attribute, value)})")
+        )
+    if found[1 - value]:
+        listed = ", ".join(f'"{word}"' for word in dict.fromkeys(found[1 - value]))
+        failures.append(Failure(rule, f"{listed} says {attribute}={1 - value}, not {value}"))
+    return failures
+
+
+def _words(attribute: str, value: int) -> str:
+    return VALUES[attribute][value].split(" (")[0]
+
+
+def check_prompt(
+    prompt: str,
+    *,
+    dataset: str,
+    target: str,
+    protected: str,
+    cell: tuple[int, int],
+    set_name: str,
+    starts_with: str = STARTS_WITH,
+    count_tokens: Callable[[str], int] = estimate_tokens,
+) -> list[Failure]:
+    """The rules that one prompt of cell (y, a) breaks by itself (without uniqueness and spread)."""
+    _, head_poses = parse_set(set_name)
+    failures = []
+    if not re.match(re.escape(starts_with) + r"n?\s", prompt):
+        failures.append(Failure("start", f'does not start with "{starts_with}"'))
+    failures += _attribute_failures("target", target, cell[0], prompt)
+    failures += _attribute_failures("protected", protected, cell[1], prompt)
+    if (tokens := count_tokens(prompt)) > CLIP_TOKENS:
+        failures.append(Failure("tokens", f"takes up to {tokens} of CLIP's {CLIP_TOKENS} tokens"))
+    if head_poses and not HEAD_POSE.search(plain_text(prompt)):
+        failures.append(Failure("pose", "names no head pose"))
+    if dataset == "utkface" and set_name != "plain":
+        named = ages(prompt)
+        if len(named) != 1 or not 1 <= named[0] <= 100:
+            failures.append(Failure("age", f"must name one age from 1 to 100, it names {named}"))
+    return failures
+
+
+def normalised(prompt: str) -> str:
+    """What makes two prompts the same: their words, without capitals and punctuation."""
+    return " ".join(re.findall(r"\w+", plain_text(prompt)))
+
+
+def empty_bands(prompts: Sequence[str]) -> list[tuple[int, int]]:
+    """The AGE_BANDS in which no prompt names an age."""
+    named = [age for prompt in prompts for age in ages(prompt)]
+    return [(low, high) for low, high in AGE_BANDS if not any(low <= age <= high for age in named)]
+
+
+def needs_ages(dataset: str, set_name: str) -> bool:
+    """Whether the ages of each cell must be spread."""
+    return dataset == "utkface" and set_name != "plain" and parse_set(set_name)[0] >= len(AGE_BANDS)
+
+
+def check_cells(
+    document: dict, count_tokens: Callable[[str], int] = estimate_tokens
+) -> list[Failure]:
+    """Every failure of a prompt file's content (a dict as in the files), by cell."""
+    failures = _check_fields(document)
+    if failures:
+        return failures
+    number, _ = parse_set(document["set"])
+    rules = {key: document[key] for key in ("dataset", "target", "protected", "starts_with")}
+    first_seen: dict[str, str] = {}
+    for y, a in CELLS:
+        cell, prompts = f"{y}_{a}", document["cells"][f"{y}_{a}"]
+        if len(prompts) != number:
+            failures.append(Failure("cells", f"holds {len(prompts)} prompts, not {number}", cell))
+        for position, prompt in enumerate(prompts, start=1):
+            broken = check_prompt(
+                prompt, cell=(y, a), set_name=document["set"], count_tokens=count_tokens, **rules
+            )
+            here = f"cell {cell} prompt {position}"
+            if (seen := first_seen.setdefault(normalised(prompt), here)) != here:
+                broken.append(Failure("unique", f"is the same as {seen}"))
+            failures += [
+                failure._replace(cell=cell, number=position, prompt=prompt) for failure in broken
+            ]
+        if needs_ages(document["dataset"], document["set"]) and (missing := empty_bands(prompts)):
+            bands = ", ".join(f"{low}-{high}" for low, high in missing)
+            failures.append(Failure("ages", f"no prompt names an age of {bands}", cell))
+    return failures
+
+
+def _check_fields(document: dict) -> list[Failure]:
+    """Failures that make the other rules meaningless: fields, set name and cells."""
+    if not isinstance(document, dict):
+        return [Failure("file", "is no JSON object")]
+    failures = []
+    for key in ("dataset", "target", "protected", "set", "starts_with"):
+        if not isinstance(document.get(key), str):
+            failures.append(Failure("file", f'has no text under "{key}"'))
+    if failures:
+        return failures
+    known = ATTRIBUTES.get(document["dataset"])
+    if known is None:
+        return [Failure("file", f'"dataset" is none of {", ".join(ATTRIBUTES)}')]
+    for key in ("target", "protected"):
+        if document[key] not in known:
+            failures.append(Failure("file", f'"{key}" is none of {", ".join(known)}'))
+    if document["target"] == document["protected"]:
+        failures.append(Failure("file", '"target" and "protected" are the same attribute'))
+    if parse_set(document["set"]) is None:
+        failures.append(
+            Failure("file", '"set" is none of plain, contextual_<n>, contextual_head_poses_<n>')
+        )
+    if document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
+        agreed = " or ".join(f'"{words}"' for words in AGREED_STARTS[document["dataset"]])
+        failures.append(Failure("file", f'"starts_with" is not {agreed}'))
+    source = document.get("source")
+    if not isinstance(source, dict) or not {"model", "date", "instruction"} <= source.keys():
+        failures.append(Failure("file", '"source" does not say model, date and instruction'))
+    cells = document.get("cells")
+    names = [f"{y}_{a}" for y, a in CELLS]
+    if not isinstance(cells, dict) or sorted(cells) != names:
+        failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
+    else:
+        failures += [
+            Failure("cells", "must be a list of texts", cell)
+            for cell, prompts in cells.items()
+            if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
+        ]
+    return failures
+
+
+def load_document(path: str | Path) -> dict:
+    """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; name a prompt file, such as those in prompts/"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name a prompt file in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
+
+
+def check_file(
+    path: str | Path, count_tokens: Callable[[str], int] = estimate_tokens
+) -> list[Failure]:
+    """Every failure of one prompt file; UserError where it cannot be read as JSON."""
+    path = Path(path)
+    document = load_document(path)
+    failures = check_cells(document, count_tokens)
+    if any(failure.rule == "file" for failure in failures):
+        return failures
+    expected = f"{document['target']}_{document['protected']}_{document['set']}.json"
+    if path.name != expected:
+        failures.append(Failure("file", f"by its content its name would be {expected}"))
+    longer = path.with_name(expected.replace("contextual_25", "contextual_50"))
+    if document["set"] == "contextual_25" and longer.is_file():
+        whole = load_document(longer).get("cells", {})
+        for cell, prompts in document["cells"].items():
+            if prompts != whole.get(cell, [])[:25]:
+                failures.append(Failure("prefix", f"is not the first 25 of {longer.name}", cell))
+    return failures
+
+
+@exit_cleanly
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the number that the process exits with."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prompts.check", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("files", nargs="*", help="prompt files (default: every .json in prompts/)")
+    parser.add_argument("--tokenizer", help="local folder of a CLIP tokenizer, for exact counts")
+    options = parser.parse_args(arguments)
+    files = options.files or sorted(PROMPTS.glob("*.json"))
+    count = tokenizer_count(options.tokenizer) if options.tokenizer else estimate_tokens
+    total = 0
+    for path in files:
+        failures = check_file(path, functools.cache(count))
+        total += len(failures)
+        for failure in failures:
+            print(f"{path}: {failure}")
+    print(f"{len(files)} files checked, {total} failures", file=sys.stderr)
+    return 1 if total else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

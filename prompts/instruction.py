@@ -1,0 +1,176 @@
+"""The instruction that asks a language model for the prompts of one cell.
+
+Source: AIM-Fair, section 3: "{Task}, {Number of Prompts}, {Target Attribute}, {Protected
+Attribute}, {Other Detailed Descriptions}, and {Prompt Format}"; the wording of each part is that of
+the supplement, section 7, for CelebA and for UTKFace, except where a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+
+from utils.errors import UserError
+
+CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a), in the order of the prompt files
+STARTS_WITH = "Portrait face photo of a"
+CLIP_TOKENS = 77  # the text encoder's context, start and end token included
+
+# How the value 0 and the value 1 of an attribute are put to the language model.
+VALUES = {
+    "Smiling": ("not smiling", "smiling"),
+    "Male": ("female", "male"),
+    "Young": ("old", "young"),
+    "Female": ("male", "female"),
+    # UTKFace's other classes; the supplement does not say how p = 0 was worded.
+    "White": ("non-White (Black, Asian, Indian or of another ethnicity)", "White"),
+}
+ATTRIBUTES = {"celeba": ("Smiling", "Male", "Young"), "utkface": ("Female", "White")}
+
+CELEBA_OTHERS = (
+    "5 o'clock shadow",
+    "arched eyebrows",
+    "attractive",
+    "bags under eyes",
+    "bald",
+    "bangs",
+    "big lips",
+    "big nose",
+    "black hair",
+    "blurry",
+    "brown hair",
+    "bushy eyebrows",
+    "chubby",
+    "double chin",
+    "eyeglasses",
+    "goatee",
+    "grey hair",
+    "heavy makeup",
+    "high cheekbones",
+    "mouth slightly open",
+    "moustache",
+    "narrow eyes",
+    "no beard",
+    "oval face",
+    "pale skin",
+    "pointy nose",
+    "receding hairline",
+    "rosy cheeks",
+    "sideburns",
+    "straight hair",
+    "wavy hair",
+    "wearing earrings",
+    "wearing a hat",
+    "wearing lipstick",
+    "wearing necklace",
+    "wearing necktie",
+    "young",
+)
+UTKFACE_OTHERS = (
+    "Include details about facial expressions, hairstyles, and any other distinguishing features "
+    "that can help in generating a realistic image. And also contain age start from 1 and end at "
+    "100."
+)
+HEAD_POSES = (
+    "Additionally, each prompt should include a variety of head poses, such as slight tilts, "
+    "turns, and different head orientations (e.g., head turned slightly left, tilted upward, "
+    "facing slightly downward) to ensure diversity in the generated image angles."
+)
+IMAGE_PART = {"celeba": "head", "utkface": "face"}
+
+
+def check_attributes(dataset: str, target: str, protected: str) -> None:
+    """Raise UserError unless both attributes are known for the dataset and differ."""
+    known = ATTRIBUTES[dataset]
+    for flag, attribute in (("--target", target), ("--protected", protected)):
+        if attribute not in known:
+            raise UserError(
+                f"{flag} {attribute} has no wording for {dataset}; choose one of "
+                f"{', '.join(known)}, or add it to prompts/instruction.py and prompts/attributes.py"
+            )
+    if target == protected:
+        raise UserError(f"--target and --protected are both {target}; choose two attributes")
+
+
+def other_descriptions(dataset: str, target: str, protected: str, head_poses: bool) -> str:
+    """The part {Other Detailed Descriptions}: other attributes, or ages, and head poses.
+
+    "young" leaves CelebA's list where it is the target or the protected attribute: there it would
+    contradict the cell of the old. The supplement has the sentence on head poses for CelebA only;
+    with head_poses it is used for UTKFace too.
+    """
+    if dataset == "celeba":
+        taken = {target.lower(), protected.lower()}
+        others = [other for other in CELEBA_OTHERS if other not in taken]
+        text = (
+            "Each prompt should also consider some of the following attributes: "
+            f"{', '.join(others[:-1])}, and {others[-1]}."
+        )
+    else:
+        text = UTKFACE_OTHERS
+    return f"{text} {HEAD_POSES}" if head_poses else text
+
+
+def instruction(
+    dataset: str,
+    target: str,
+    protected: str,
+    cell: tuple[int, int],
+    number: int,
+    head_poses: bool = False,
+) -> str:
+    """The paper's instruction for one cell (y, a), put together from its parts.
+
+    `dataset` is "celeba" or "utkface"; target and protected are names in ATTRIBUTES[dataset].
+    Raises UserError for an unknown attribute.
+    """
+    check_attributes(dataset, target, protected)
+    task = "diverse text prompts for human face attributes that always include"
+    target_value, protected_value = VALUES[target][cell[0]], VALUES[protected][cell[1]]
+    others = other_descriptions(dataset, target, protected, head_poses)
+    prompt_format = (
+        f'The prompts should be for a "{STARTS_WITH}," ensuring the image only contains the '
+        f"{IMAGE_PART[dataset]} part."
+    )
+    return (
+        f"Generate {number} {task} {target_value} and {protected_value}. {others} {prompt_format}"
+    )
+
+
+def answer_format(
+    dataset: str, target: str, protected: str, cell: tuple[int, int], head_poses: bool
+) -> str:
+    """What prompts/check.py will hold the answer to, said to the model; not in the paper."""
+    values = [
+        f"{VALUES[attribute][value]} (never as {VALUES[attribute][1 - value]})"
+        for attribute, value in ((target, cell[0]), (protected, cell[1]))
+    ]
+    rules = [
+        f'starts with the words "{STARTS_WITH}"',
+        f"names the person in plain words as {values[0]} and as {values[1]}",
+        "is one English sentence of at most 40 words, different from every other prompt",
+    ]
+    if head_poses:
+        rules.append("names one head pose")
+    if dataset == "utkface":
+        rules.append(
+            'names the age in figures, as in "a 34-year-old", and says the ethnicity before the '
+            'noun, as in "White woman"'
+        )
+    listed = "; ".join(rules)
+    return (
+        f"Each prompt {listed}. Answer with nothing but a JSON object of the form "
+        '{"prompts": ["...", "..."]}.'
+    )
+
+
+def set_name(number: int, head_poses: bool) -> str:
+    """A contextual set's name: contextual_<number> or contextual_head_poses_<number>."""
+    return f"contextual_head_poses_{number}" if head_poses else f"contextual_{number}"
+
+
+def parse_set(name: str) -> tuple[int, bool] | None:
+    """(prompts per cell, whether each names a head pose) of a set's name, None if it is no name."""
+    if name == "plain":
+        return 1, False
+    match = re.fullmatch(r"contextual_(head_poses_)?([1-9]\d*)", name)
+    return (int(match[2]), match[1] is not None) if match else None

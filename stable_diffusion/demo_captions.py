@@ -1,0 +1,94 @@
+"""Captions and tokenizer of the demo text-to-image model.
+
+A caption says what an image's labels say, in the wording of the committed contextual prompts, plus
+phrases that the labels know nothing about (hair, glasses, head pose). The model thus learns which
+words matter and to let the others pass, and contextual prompts are in its language.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
+PAIRS = (("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male"))
+MAX_TOKENS = 77  # CLIP's context length
+VOCABULARY = 2000
+
+NOUNS = {
+    (1, 1): ("man", "male", "guy", "gentleman", "male person"),
+    (1, 0): ("old man", "elderly man", "older male", "senior man", "older gentleman"),
+    (0, 1): ("woman", "female", "lady", "female person"),
+    (0, 0): ("old woman", "elderly woman", "older female", "senior woman", "older lady"),
+}  # (Male, Young) -> nouns; the young ones get their adjective half of the time
+SMILE = ("smiling {}", "{} with a smile", "{} with a bright smile", "{} smiling warmly")
+NO_SMILE = (
+    "not smiling {}", "unsmiling {}", "{} with a neutral expression, not smiling",
+    "{} with a serious expression, not smiling",
+)
+DISTRACTORS = (
+    "black hair", "brown hair", "blond hair", "wavy hair", "straight hair", "bangs", "short hair",
+    "long hair", "wearing a hat", "wearing eyeglasses", "wearing earrings", "wearing a necklace",
+    "wearing a necktie", "pale skin", "rosy cheeks", "high cheekbones", "an oval face", "big nose",
+    "a pointy nose", "big lips", "narrow eyes", "bushy eyebrows", "arched eyebrows", "chubby face",
+    "double chin", "bags under the eyes", "attractive", "head turned slightly left",
+    "head turned slightly right", "head tilted to one side", "facing slightly downward",
+    "head tilted upward", "looking straight ahead", "soft light", "slightly blurry",
+)
+
+
+class Captions:
+    """Draws captions for labels (Smiling, Male, Young), each 0 or 1."""
+
+    def __init__(self, folder: Path = PROMPTS):
+        self.prompts: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for target, protected in PAIRS:
+            cells: dict[str, list[str]] = {}
+            for path in sorted(folder.glob(f"{target}_{protected}_*.json")):
+                for cell, prompts in json.loads(path.read_text())["cells"].items():
+                    cells.setdefault(cell, []).extend(prompts)
+            if not cells:
+                raise FileNotFoundError(f"no prompt files {target}_{protected}_*.json in {folder}")
+            self.prompts[target, protected] = cells
+
+    def all_prompts(self) -> list[str]:
+        return [p for cells in self.prompts.values() for cell in cells.values() for p in cell]
+
+    def draw(self, smiling: int, male: int, young: int, rng: np.random.Generator) -> str:
+        """One caption: half of the time a committed prompt of the fitting cell, else a new one."""
+        if rng.random() < 0.5:
+            values = {"Smiling": smiling, "Male": male, "Young": young}
+            # The pair Smiling/Male is drawn most: it names both attributes the demo is judged on.
+            pair = PAIRS[rng.choice(3, p=(0.6, 0.2, 0.2))]
+            cell = self.prompts[pair][f"{values[pair[0]]}_{values[pair[1]]}"]
+            return cell[rng.integers(len(cell))]
+        nouns = NOUNS[male, young]
+        noun = nouns[rng.integers(len(nouns))]
+        if young and rng.random() < 0.5:
+            noun = "young " + noun
+        pattern = (SMILE if smiling else NO_SMILE)[rng.integers(4)]
+        extras = rng.choice(len(DISTRACTORS), size=rng.integers(0, 5), replace=False)
+        words = [pattern.format(noun)] + [DISTRACTORS[i] for i in extras]
+        return "Portrait face photo of a " + ", ".join(words) + "."
+
+
+def train_tokenizer(captions: Captions):
+    """A CLIPTokenizer whose byte-level BPE was learned on the prompts and composed captions."""
+    from tokenizers import pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    rng = np.random.default_rng(0)
+    text = captions.all_prompts()
+    text += [captions.draw(*rng.integers(0, 2, 3), rng) for _ in range(4000)]
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    blank = CLIPTokenizer(vocab={special[0]: 0, special[1]: 1}, merges=[])
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, min_frequency=2, show_progress=False, special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), end_of_word_suffix="</w>",
+    )
+    blank.backend_tokenizer.train_from_iterator(text, trainer)
+    model = json.loads(blank.backend_tokenizer.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=MAX_TOKENS)

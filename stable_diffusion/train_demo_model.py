@@ -1,0 +1,294 @@
+"""Train the demo's text-to-image model: a small but ordinary StableDiffusionPipeline.
+
+    python -m stable_diffusion.train_demo_model --minutes-vae 12 --minutes-unet 45
+
+Trained on the TRAINING partition of the demo faces only, in two stages: the autoencoder
+(64x64 -> 16x16x4), then text encoder and UNet together on its cached latents. Each stage
+checkpoints, resumes from its last checkpoint and draws a sample grid; the result is written in
+diffusers' own format (safetensors, fp16) to stable_diffusion/demo_model/.
+
+Schedule: squared-cosine betas with v-prediction, because a latent of 16x16 keeps its mean colour
+visible under SD's own schedule up to the last step, which shows as colour casts in the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torchvision.utils import make_grid
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from datasets.demo.unpack import unpack_demo
+from stable_diffusion.demo_captions import MAX_TOKENS, Captions, train_tokenizer
+from utils.errors import UserError, exit_cleanly
+from utils.files import atomic_path
+
+HERE = Path(__file__).resolve().parent
+SIZE, LATENT_CHANNELS, WIDTH = 64, 4, 128  # pixels, channels of a latent, text embedding
+MIN_SNR = 5.0  # loss weight min(SNR, 5), Hang et al. 2023
+CAPTION_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance
+
+
+def read_faces(root: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """uint8 [N, 3, 64, 64] and labels [N, 3] (Smiling, Male, Young in {0, 1}), training part."""
+    from datasets.celeba import read_attributes, read_partition
+
+    attributes, partition = read_attributes(root), read_partition(root)
+    names = [name for name in attributes.index if partition[name] == 0]
+    labels = (attributes.loc[names, ["Smiling", "Male", "Young"]].to_numpy() > 0).astype(np.int64)
+    images = np.empty((len(names), SIZE, SIZE, 3), dtype=np.uint8)
+    for row, name in enumerate(tqdm(names, desc="reading faces", unit="face")):
+        images[row] = np.asarray(Image.open(root / "img_align_celeba" / name).convert("RGB"))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def new_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=SIZE,
+        block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=16,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        mid_block_add_attention=False,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 96, 128), layers_per_block=1, cross_attention_dim=WIDTH,
+        attention_head_dim=4, norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def new_text_encoder(tokenizer) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=MAX_TOKENS,
+        projection_dim=WIDTH, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    ))
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False,
+        timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=0,
+    )
+
+
+class Trainer:
+    """AdamW with warm-up and cosine decay, an exponential average, checkpoints and a time budget.
+
+    `loss(modules, rows, generator)` is the mean loss of one batch of training rows. The length of
+    the schedule is `steps`; the data order and all noise follow from (seed, step), so a resumed
+    training sees what an unbroken one would have seen.
+    """
+
+    def __init__(self, folder, modules, loss, *, rows, batch, steps, lr, average, device):
+        self.path = folder / "checkpoint.pt"
+        self.modules, self.loss, self.device = modules.to(device), loss, device
+        self.rows, self.batch, self.steps, self.lr = rows, batch, steps, lr
+        self.decay = average
+        self.average = deepcopy(modules).requires_grad_(False).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        self.step = 0
+        if self.path.exists():
+            state = torch.load(self.path, map_location=device, weights_only=True)
+            self.modules.load_state_dict(state["modules"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+    def save(self) -> None:
+        state = {
+            "modules": self.modules.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step,
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def run(self, name: str, bf16: bool, after_checkpoint) -> None:
+        bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", mininterval=5)
+        saved, running = time.monotonic(), None
+        for step in range(self.step, self.steps):
+            warm = min(1.0, (step + 1) / 200)
+            rate = self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            generator = torch.Generator().manual_seed(step)
+            rows = torch.randint(self.rows, (self.batch,), generator=generator)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                loss = self.loss(self.modules, rows, generator)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+            self.optimizer.step()
+            decay = min(self.decay, (step + 1) / (step + 10))
+            with torch.no_grad():
+                mine = list(self.modules.parameters())
+                torch._foreach_lerp_(list(self.average.parameters()), mine, 1 - decay)
+            self.step = step + 1
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise UserError(f"{name}: the loss became {value} at step {step}; lower the rate")
+            running = value if running is None else 0.98 * running + 0.02 * value
+            bar.update(1)
+            bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+            if time.monotonic() - saved > 120 or self.step == self.steps:
+                self.save()
+                after_checkpoint(self.average)
+                saved = time.monotonic()
+        bar.close()
+
+
+def vae_loss(images: torch.Tensor, device):
+    """L1 on pixels and on their horizontal and vertical differences, a little KL."""
+
+    def loss(vae, rows, generator):
+        x = images[rows].to(device).float() / 127.5 - 1  # [B, 3, 64, 64]
+        flip = torch.rand(len(rows), generator=generator) < 0.5
+        x[flip] = x[flip].flip(-1)
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+        return F.l1_loss(y, x) + edges + 1e-4 * posterior.kl().mean() / x[0].numel() * 48
+
+    return loss
+
+
+def unet_loss(latents, labels, captions: Captions, tokenizer, noise_schedule, device):
+    """Min-SNR weighted v-prediction (Salimans and Ho 2022) with random empty captions."""
+    signal = noise_schedule.alphas_cumprod.to(device)
+
+    def loss(modules, rows, generator):
+        draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        text = [
+            "" if draw.random() < CAPTION_DROPOUT else captions.draw(*labels[row], draw)
+            for row in rows.tolist()
+        ]
+        tokens = tokenizer(
+            text, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
+        context = modules["text_encoder"](tokens.to(device))[0]  # [B, 77, WIDTH]
+        mirrored = torch.randint(2, (len(rows),), generator=generator)
+        x = latents[mirrored, rows].to(device)  # [B, 4, 16, 16]
+        noise = torch.randn(x.shape, generator=generator).to(device)
+        t = torch.randint(len(signal), (len(rows),), generator=generator).to(device)
+        a = signal[t].sqrt().view(-1, 1, 1, 1)
+        s = (1 - signal[t]).sqrt().view(-1, 1, 1, 1)
+        v = modules["unet"](a * x + s * noise, t, context).sample.float()
+        snr = signal[t] / (1 - signal[t])
+        weight = snr.clamp(max=MIN_SNR) / (snr + 1)
+        return (weight * (v - (a * noise - s * x)).square().mean(dim=(1, 2, 3))).mean() * 4
+
+    return loss
+
+
+@torch.no_grad()
+def encode_all(vae, images: torch.Tensor, device) -> torch.Tensor:
+    """Latent means, plain and mirrored, times the scaling factor: float32 [2, N, 4, 16, 16]."""
+    parts = []
+    for start in tqdm(range(0, len(images), 256), desc="latents", unit="batch"):
+        x = images[start : start + 256].to(device).float() / 127.5 - 1
+        parts.append(torch.stack([vae.encode(z).latent_dist.mean.cpu() for z in (x, x.flip(-1))]))
+    latents = torch.cat(parts, dim=1)
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    return latents * vae.config.scaling_factor
+
+
+def assemble(vae, modules, tokenizer) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=modules["text_encoder"], tokenizer=tokenizer, unet=modules["unet"],
+        scheduler=scheduler(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
+    """images float [N, 3, H, W] in [-1, 1]."""
+    grid = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns)
+    with atomic_path(path) as temporary:
+        Image.fromarray((grid.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(
+            temporary, "PNG"
+        )
+
+
+def sample_grid(path: Path, vae, modules, tokenizer, device) -> None:
+    """Eight faces of each Smiling/Male cell, one row a cell."""
+    pipeline = assemble(vae, modules, tokenizer).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    words = ("not smiling woman", "not smiling man", "smiling woman", "smiling man")
+    prompts = [f"Portrait face photo of a {w}." for w in words for _ in range(8)]
+    images = pipeline(
+        prompts, num_inference_steps=20, guidance_scale=3.0, output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    save_grid(path, images.cpu().float() * 2 - 1)
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where the faces unpack")
+    parser.add_argument("--work", type=Path, default=Path("data/demo_model"), help="checkpoints")
+    parser.add_argument("--out", type=Path, default=HERE / "demo_model")
+    parser.add_argument("--steps-vae", type=int, default=4000)
+    parser.add_argument("--steps-unet", type=int, default=4000)
+    parser.add_argument("--batch-vae", type=int, default=32)
+    parser.add_argument("--batch-unet", type=int, default=64)
+    parser.add_argument("--bf16", action="store_true", help="autocast; pays where bf16 is native")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+
+    images, labels = read_faces(unpack_demo(args.data))
+    captions = Captions()
+    tokenizer = train_tokenizer(captions)
+
+    vae = new_vae()
+    stage = Trainer(
+        args.work / "vae", vae, vae_loss(images, device), rows=len(images),
+        batch=args.batch_vae, steps=args.steps_vae, lr=1e-3, average=0.995, device=device,
+    )
+
+    @torch.no_grad()
+    def reconstructions(average):
+        x = images[:32].to(device).float() / 127.5 - 1
+        y = average.decode(average.encode(x).latent_dist.mean).sample
+        save_grid(args.work / "vae" / "grid.png", torch.stack([x, y], 1).flatten(0, 1).cpu())
+
+    stage.run("autoencoder", args.bf16, reconstructions)
+    vae = stage.average.eval()
+    latents = encode_all(vae, images, device)
+
+    modules = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
+    stage = Trainer(
+        args.work / "unet", modules,
+        unet_loss(latents, labels, captions, tokenizer, scheduler(), device), rows=len(images),
+        batch=args.batch_unet, steps=args.steps_unet, lr=1e-3, average=0.999, device=device,
+    )
+    stage.run("unet", args.bf16, lambda average: sample_grid(
+        args.work / "unet" / "grid.png", vae, average, tokenizer, device))
+    pipeline = assemble(vae, stage.average, tokenizer)
+    pipeline.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    print(f"{args.out}: {size / 2**20:.1f} MiB; samples in {args.work}/unet/grid.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Tables from small saved runs: exact text, the paper's row, paired intervals, empty cells."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.files import write_json
+from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.table_text import number
+from utils.tables import (
+    FIGURES,
+    collect,
+    differences,
+    eo_definition,
+    main,
+    paired_difference,
+    paper_row,
+    write_summary,
+)
+
+SETTING = {"dataset": "celeba", "target": "Smiling", "protected": "Male"}
+PAPER = {  # method: (paper_table, paper_row)
+    "erm": ("3", "Baseline (ERM)"),
+    "aim_fair": ("3", "AIM-Fair"),
+}
+RUNS = {  # method: {seed: correct of each cell, out of COUNTS}
+    "aim_fair": {100: (9, 18, 18, 8), 200: (8, 18, 17, 9)},
+    "erm": {100: (8, 20, 19, 6), 200: (9, 20, 19, 7)},
+    "full_finetuning": {100: (9, 18, 18, 8)},
+}
+COUNTS = (10, 20, 20, 10)
+
+
+def write_run(folder, correct, counts=COUNTS, config=None):
+    y = np.repeat([cell[0] for cell in CELLS], counts)
+    a = np.repeat([cell[1] for cell in CELLS], counts)
+    right = np.concatenate([np.arange(n) < c for n, c in zip(counts, correct, strict=True)])
+    metrics = to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))
+    write_json(folder / "metrics.json", {"test": metrics, "selected_epoch": 3})
+    if config is not None:
+        write_json(folder / "config.json", config)
+
+
+@pytest.fixture
+def setting(tmp_path):
+    folder = tmp_path / "tiny"
+    for method, seeds in RUNS.items():
+        config = dict(SETTING)
+        if method in PAPER:
+            config["paper_table"], config["paper_row"] = PAPER[method]
+        for seed, correct in seeds.items():
+            write_run(folder / method / f"seed{seed}", correct, config=config)
+    (folder / "full_finetuning" / "seed200").mkdir()  # still running
+    (folder / "figures").mkdir()
+    return folder
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_golden_text(setting, capsys):
+    main([str(setting), "--latex", "--baseline", "erm"])
+    expected = (GOLDEN / "tiny_setting.md").read_text()
+    assert capsys.readouterr().out == expected
+    assert (setting / "summary.md").read_text() == expected
+    assert (setting / "summary.tex").read_text() == (GOLDEN / "tiny_setting.tex").read_text()
+
+
+def test_summary_csv(setting):
+    write_summary(setting)
+    with open(setting / "summary.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["erm", "full_finetuning", "aim_fair"]
+    erm = rows["erm"]
+    for column in ("wst_table", "wst_mean", "wst_std", "eo_worst_table", "eo_mean_std", "paper_eo"):
+        assert column in erm
+    assert "eo" not in erm
+    assert "wst" not in erm
+    assert erm["seeds"] == "2"
+    # mean cells .85 1 .95 .65; EO worst .35 and .25, per-seed STD of those two: .1 / sqrt(2)
+    assert [erm[f"g{y}{a}"] for y, a in CELLS] == ["85.0000", "100.0000", "95.0000", "65.0000"]
+    assert erm["eo_worst_table"] == erm["eo_worst_mean"] == "30.0000"
+    assert float(erm["eo_worst_std"]) == pytest.approx(100 * 0.1 / math.sqrt(2), abs=1e-4)
+    assert float(erm["difference_eo"]) == pytest.approx(30 - 23.84)
+    assert float(erm["difference_acc"]) == pytest.approx(90 - 89.23)
+    assert rows["full_finetuning"]["wst_std"] == "n/a"
+    assert rows["full_finetuning"]["paper_row"] == "n/a"
+
+
+def test_both_ways_of_averaging_are_kept_apart(setting):
+    frame = collect(setting).set_index("method")
+    # aim_fair: cells .9 .9 .9 .8 and .8 .9 .85 .9, so means .85 .9 .875 .85, worst cells .8 and .8
+    assert frame.wst_table["aim_fair"] == pytest.approx(85)
+    assert frame.wst_mean["aim_fair"] == pytest.approx(80)
+    assert frame.eo_worst_table["aim_fair"] == pytest.approx(10)
+    assert frame.eo_mean_table["aim_fair"] == pytest.approx((5 + 7.5) / 2)
+    assert set(FIGURES) == {"acc", "wst", "eo_worst", "eo_mean", "std", "ad", "aod", "eod"}
+
+
+def test_empty_cell_is_not_available_and_counted(tmp_path):
+    write_run(tmp_path / "s" / "erm" / "seed1", (0, 5, 5, 5), counts=(0, 10, 10, 10))
+    text = write_summary(tmp_path / "s")
+    row = next(line for line in text.splitlines() if line.startswith("| erm"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["erm", "1", "50.00", "n/a", "n/a", "n/a", "n/a", "n/a", *["50.00"] * 3]
+    assert (
+        "Test images per cell: y=0 a=0: 0, y=0 a=1: 10, y=1 a=0: 10, y=1 a=1: 10; "
+        "what needs an empty cell is n/a." in text
+    )
+    with open(tmp_path / "s" / "summary.csv", newline="") as file:
+        stored = next(csv.DictReader(file))
+    assert (stored["wst_table"], stored["g00"], stored["n00"]) == ("n/a", "n/a", "0")
+    assert stored["eod_table"] == "0.0000"
+
+
+def test_paired_difference_by_hand():
+    a = {1: 3.0, 2: 5.0, 3: 10.0, 9: 100.0}
+    b = {3: 4.0, 1: 1.0, 2: 4.0, 8: 0.0}
+    # differences 2, 1, 6: mean 3, s = sqrt(7); t(0.975, 2 degrees of freedom) = 4.302653
+    result = paired_difference(a, b)
+    half = 4.302653 * math.sqrt(7) / math.sqrt(3)
+    assert result == pytest.approx((3, 3 - half, 3 + half, 3), rel=1e-6)
+    one = paired_difference({1: 2.0}, {1: 5.0})
+    assert (one.mean, one.pairs) == (-3, 1)
+    assert math.isnan(one.low)
+    none = paired_difference({1: 2.0}, {2: 5.0})
+    assert math.isnan(none.mean)
+    assert none.pairs == 0
+    assert math.isnan(paired_difference({1: 1.0, 2: math.nan}, {1: 0.0, 2: 0.0}).mean)
+
+
+def test_differences_pair_by_seed(setting):
+    paired = differences(setting, "erm").set_index("method")
+    assert paired.pairs.to_dict() == {"full_finetuning": 1, "aim_fair": 2}
+    # WST: .8 - .6 and .8 - .7; half width 12.706205 * (.1 / sqrt(2)) / sqrt(2)
+    assert paired.wst_difference["aim_fair"] == pytest.approx(15)
+    assert paired.wst_high["aim_fair"] == pytest.approx(15 + 12.706205 * 5, rel=1e-6)
+
+
+def test_paper_rows():
+    row = paper_row("3", "AIM-Fair", "celeba", "Smiling", "Male")
+    assert (row["acc"], row["wst"], row["eo"], row["std"]) == (89.02, 84.20, 6.07, 2.74)
+    assert row["g11"] == 84.20
+    assert paper_row("7", "AIM-Fair 2x synthetic", None, None, None)["wst"] == 83.36
+    for table, name in (("3", "AIM-Fair"), ("3", "AIMFair"), ("12", "AIM-Fair")):
+        with pytest.raises(UserError, match=r"[03] rows of paper_tables/aim_fair.csv fit"):
+            paper_row(table, name, None, None, None)
+    assert eo_definition("8 (ViT-S/32)", "LoRA") == "mean"
+    assert eo_definition("3", "Full fine-tuning") == "worst"
+    assert eo_definition("2 (50%)", "AIM-Fair") == "worst"
+    assert eo_definition("2 (50%)", "ERM") == eo_definition("1", "JTT") == "not stated"
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "which", "ours"),
+    [("8 (ViT-S/32)", "LoRA", "mean", 20.0), ("1", "ERM", "not stated", None)],
+)
+def test_eo_beside_the_paper_follows_its_definition(tmp_path, table, row, which, ours):
+    config = SETTING | {"paper_table": table, "paper_row": row}
+    write_run(tmp_path / "s" / "erm" / "seed1", (8, 20, 20, 8), config=config)  # both differ by .2
+    write_run(tmp_path / "s" / "erm" / "seed2", (6, 20, 20, 10), config=config)  # .4 and 0
+    result = collect(tmp_path / "s").iloc[0]
+    assert result.paper_eo_definition == which
+    assert result.eo_worst_table == pytest.approx(30)
+    if ours is None:
+        assert math.isnan(result.difference_eo)
+        assert "n/a / 25.30 / n/a" in write_summary(tmp_path / "s")
+    else:
+        assert result.difference_eo == pytest.approx(ours - result.paper_eo)
+
+
+def test_users_mistakes(setting, tmp_path, capsys):
+    for arguments, message in (
+        ([str(tmp_path / "nothing")], "has no runs"),
+        ([str(setting), "--baseline", "jtt"], "--baseline jtt has no finished run; choose from erm"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+    metrics = setting / "erm" / "seed100" / "metrics.json"
+    stored = json.loads(metrics.read_text())
+    del stored["test"]["wst"]
+    for content in (json.dumps(stored), "{", "[]", '{"test": null}'):
+        metrics.write_text(content)
+        with pytest.raises(UserError, match=r"erm/seed100/metrics\.json"):
+            collect(setting)
+
+
+def test_unfinished_only_and_mixed_settings(tmp_path):
+    (tmp_path / "s" / "erm" / "seed1").mkdir(parents=True)
+    with pytest.raises(UserError, match="no finished run"):
+        collect(tmp_path / "s")
+    for seed, target in ((1, "Smiling"), (2, "Young")):
+        folder = tmp_path / "s" / "erm" / f"seed{seed}"
+        write_run(folder, (9, 9, 9, 9), config={"target": target})
+    with pytest.raises(UserError, match="differ in"):
+        collect(tmp_path / "s")
+
+
+def test_number():
+    assert [number(v) for v in (1.005, -0.001, math.nan, 100.0)] == ["1.00", "0.00", "n/a", "100.00"]
+    assert [number(v, sign=True) for v in (0.5, -0.5, -0.001)] == ["+0.50", "-0.50", "+0.00"]
