@@ -210,7 +210,7 @@ def _read_sizes(path: Path) -> np.ndarray | None:
             sizes = np.lib.format.read_array(file, allow_pickle=False)
             layout = _Layout.of(sizes)
             whole = os.fstat(file.fileno()).st_size == layout.header + layout.nbytes
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
         return None
     return sizes if whole else None
 

@@ -62,9 +62,9 @@ def estimate_tokens(prompt: str) -> int:
     """An upper estimate of CLIP's token count, start and end token included; needs no vocabulary.
 
     For a word one token for every three bytes begun, for figures and marks one a byte. Compared
-    with CLIP's byte pairs, this is never too low for a word of the committed prompts; it is too low
-    for some acronyms ("jpg"), which no prompt needs. A prompt comes out about 1.7 times as long as
-    it is, and those of 30 words still fit.
+    with CLIP's byte pairs on the 2,016 committed prompts, it is at least 6 tokens above the true
+    count of every one and 1.6 times it on average. It can be too low for a rare short word ("jowls"
+    takes 3) or an acronym, which the common words around it make up for.
     """
     pieces = [(p.isalpha(), len(p.encode())) for p in _PIECES.findall(prompt.lower())]
     return 2 + sum(-(-size // 3) if word else size for word, size in pieces)

@@ -7,12 +7,17 @@ words matter and to let the others pass, and contextual prompts are in its langu
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
+from prompts.attributes import values_named
+from utils.errors import UserError
+
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
+ATTRIBUTES = ("Smiling", "Male", "Young")
 PAIRS = (("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male"))
 MAX_TOKENS = 77  # CLIP's context length
 VOCABULARY = 2000
@@ -43,27 +48,26 @@ class Captions:
     """Draws captions for labels (Smiling, Male, Young), each 0 or 1."""
 
     def __init__(self, folder: Path = PROMPTS):
-        self.prompts: dict[tuple[str, str], dict[str, list[str]]] = {}
+        self.prompts: list[str] = []
         for target, protected in PAIRS:
-            cells: dict[str, list[str]] = {}
-            for path in sorted(folder.glob(f"{target}_{protected}_*.json")):
-                for cell, prompts in json.loads(path.read_text())["cells"].items():
-                    cells.setdefault(cell, []).extend(prompts)
-            if not cells:
-                raise FileNotFoundError(f"no prompt files {target}_{protected}_*.json in {folder}")
-            self.prompts[target, protected] = cells
-
-    def all_prompts(self) -> list[str]:
-        return [p for cells in self.prompts.values() for cell in cells.values() for p in cell]
+            files = sorted(folder.glob(f"{target}_{protected}_*.json"))
+            if not files:
+                raise UserError(f"no prompt files {target}_{protected}_*.json in {folder}")
+            for path in files:
+                cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+                self.prompts += [prompt for cell in cells.values() for prompt in cell]
+        self.prompts = sorted(set(self.prompts))
+        # A prompt of Smiling/Young may say "man": it is a caption only of faces it does not belie.
+        self.fitting = {
+            labels: [p for p in self.prompts if not _contradicts(p, labels)]
+            for labels in itertools.product((0, 1), repeat=3)
+        }
 
     def draw(self, smiling: int, male: int, young: int, rng: np.random.Generator) -> str:
-        """One caption: half of the time a committed prompt of the fitting cell, else a new one."""
+        """One caption: half of the time a committed prompt that fits the labels, else a new one."""
         if rng.random() < 0.5:
-            values = {"Smiling": smiling, "Male": male, "Young": young}
-            # The pair Smiling/Male is drawn most: it names both attributes the demo is judged on.
-            pair = PAIRS[rng.choice(3, p=(0.6, 0.2, 0.2))]
-            cell = self.prompts[pair][f"{values[pair[0]]}_{values[pair[1]]}"]
-            return cell[rng.integers(len(cell))]
+            fitting = self.fitting[smiling, male, young]
+            return fitting[rng.integers(len(fitting))]
         nouns = NOUNS[male, young]
         noun = nouns[rng.integers(len(nouns))]
         if young and rng.random() < 0.5:
@@ -74,13 +78,21 @@ class Captions:
         return "Portrait face photo of a " + ", ".join(words) + "."
 
 
+def _contradicts(prompt: str, labels: tuple[int, int, int]) -> bool:
+    for attribute, value in zip(ATTRIBUTES, labels, strict=True):
+        _, found = values_named(attribute, prompt)
+        if found.get(1 - value):
+            return True
+    return False
+
+
 def train_tokenizer(captions: Captions):
     """A CLIPTokenizer whose byte-level BPE was learned on the prompts and composed captions."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     rng = np.random.default_rng(0)
-    text = captions.all_prompts()
+    text = list(captions.prompts)
     text += [captions.draw(*rng.integers(0, 2, 3), rng) for _ in range(4000)]
     special = ["<|startoftext|>", "<|endoftext|>"]
     blank = CLIPTokenizer(vocab={special[0]: 0, special[1]: 1}, merges=[])

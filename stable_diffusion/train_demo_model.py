@@ -1,6 +1,6 @@
 """Train the demo's text-to-image model: a small but ordinary StableDiffusionPipeline.
 
-    python -m stable_diffusion.train_demo_model --minutes-vae 12 --minutes-unet 45
+    python -m stable_diffusion.train_demo_model    # about an hour on 2 cores, minutes on a GPU
 
 Trained on the TRAINING partition of the demo faces only, in two stages: the autoencoder
 (64x64 -> 16x16x4), then text encoder and UNet together on its cached latents. Each stage
@@ -28,7 +28,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from datasets.demo.unpack import unpack_demo
+from datasets import celeba, demo
 from stable_diffusion.demo_captions import MAX_TOKENS, Captions, train_tokenizer
 from utils.errors import UserError, exit_cleanly
 from utils.files import atomic_path
@@ -41,14 +41,12 @@ CAPTION_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance
 
 def read_faces(root: Path) -> tuple[torch.Tensor, np.ndarray]:
     """uint8 [N, 3, 64, 64] and labels [N, 3] (Smiling, Male, Young in {0, 1}), training part."""
-    from datasets.celeba import read_attributes, read_partition
-
-    attributes, partition = read_attributes(root), read_partition(root)
-    names = [name for name in attributes.index if partition[name] == 0]
-    labels = (attributes.loc[names, ["Smiling", "Male", "Young"]].to_numpy() > 0).astype(np.int64)
-    images = np.empty((len(names), SIZE, SIZE, 3), dtype=np.uint8)
-    for row, name in enumerate(tqdm(names, desc="reading faces", unit="face")):
-        images[row] = np.asarray(Image.open(root / "img_align_celeba" / name).convert("RGB"))
+    table = celeba.read_table(root)
+    table = table[table["partition"] == 0]
+    labels = (table[["Smiling", "Male", "Young"]].to_numpy() > 0).astype(np.int64)
+    images = np.empty((len(table), SIZE, SIZE, 3), dtype=np.uint8)
+    for row, name in enumerate(tqdm(table.index, desc="reading faces", unit="face")):
+        images[row] = np.asarray(Image.open(celeba.image_folder(root) / name).convert("RGB"))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
@@ -243,7 +241,7 @@ def sample_grid(path: Path, vae, modules, tokenizer, device) -> None:
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where the faces unpack")
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where the faces unpack")
     parser.add_argument("--work", type=Path, default=Path("data/demo_model"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "demo_model")
     parser.add_argument("--steps-vae", type=int, default=4000)
@@ -256,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     torch.manual_seed(0)
 
-    images, labels = read_faces(unpack_demo(args.data))
+    images, labels = read_faces(demo.unpack(args.data))
     captions = Captions()
     tokenizer = train_tokenizer(captions)
 

@@ -177,7 +177,7 @@ def test_eo_beside_the_paper_follows_its_definition(tmp_path, table, row, which,
 def test_users_mistakes(setting, tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path / "nothing")], "has no runs"),
-        ([str(setting), "--baseline", "jtt"], "--baseline jtt has no finished run; choose from erm"),
+        ([str(setting), "--baseline", "jtt"], "jtt has no finished run; choose from erm, full"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -207,5 +207,5 @@ def test_unfinished_only_and_mixed_settings(tmp_path):
 
 
 def test_number():
-    assert [number(v) for v in (1.005, -0.001, math.nan, 100.0)] == ["1.00", "0.00", "n/a", "100.00"]
+    assert [number(v) for v in (1.25, -0.001, math.nan, 100.0)] == ["1.25", "0.00", "n/a", "100.00"]
     assert [number(v, sign=True) for v in (0.5, -0.5, -0.001)] == ["+0.50", "-0.50", "+0.00"]

@@ -29,7 +29,7 @@ def group_index(y, a):
     for name, value in (("y", y), ("a", a)):
         valid = (value == 0) | (value == 1)
         if not (valid if isinstance(valid, bool) else bool(valid.all())):
-            raise ValueError(f"{name} must be 0 or 1 everywhere (a = -1 means the label is withheld)")
+            raise ValueError(f"{name} must hold only 0 and 1 (a = -1 means the label is withheld)")
     return 2 * y + a
 
 

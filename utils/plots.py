@@ -190,10 +190,9 @@ def accuracy_against_eo(setting_dir: str | Path) -> Figure | None:
     Large points: means over seeds, with the sample standard deviation; small ones: the seeds.
     None where no method has both figures (EO is NaN with an empty test cell).
     """
-    try:
-        runs = read_metrics(setting_dir)
-    except UserError:  # nothing finished yet: the curves can still be drawn
-        return None
+    if not any(Path(setting_dir).glob("*/seed*/metrics.json")):
+        return None  # nothing finished yet: the curves can still be drawn
+    runs = read_metrics(setting_dir)
     figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
     for index, (method, seeds) in enumerate(runs.items()):
         figures = summary(seeds.values())

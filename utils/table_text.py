@@ -48,7 +48,7 @@ def markdown(
     records = frame.to_dict("records")
     parts = [
         f"# {setting}\n",
-        "All figures in %. EO worst is the larger of the TPR and FPR differences, EO mean their mean.\n",
+        "In %. EO worst: the larger of the TPR and FPR differences; EO mean: their mean.\n",
         "## As the paper's tables are computed\n",
         "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds.\n",
         _table_style_section(records),

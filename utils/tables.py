@@ -54,7 +54,8 @@ def paired_difference(
     standard deviation of the differences, t the quantile with n - 1 degrees of freedom. It is NaN
     with fewer than two pairs, and so is the mean with none.
     """
-    differences = pd.Series([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], dtype=float)
+    seeds = sorted(a.keys() & b.keys())
+    differences = pd.Series([a[seed] - b[seed] for seed in seeds], dtype=float)
     pairs, mean = len(differences), float(differences.mean(skipna=False))
     if pairs < 2:
         return Paired(mean if pairs else math.nan, math.nan, math.nan, pairs)
@@ -230,7 +231,9 @@ def differences(setting_dir: str | Path, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_summary(setting_dir: str | Path, *, baseline: str | None = None, latex: bool = False) -> str:
+def write_summary(
+    setting_dir: str | Path, *, baseline: str | None = None, latex: bool = False
+) -> str:
     """Write summary.csv, summary.md and, with latex, summary.tex; return the markdown text."""
     setting_dir = Path(setting_dir)
     frame = collect(setting_dir)

