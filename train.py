@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
                    help="the paper: 100 200 ... 1000")
     g.add_argument("--setting", default="demo", help="folder under --results")
     g.add_argument("--name", default=None, help="folder of a single method, default its name")
+    g.add_argument("--paper-table", default=None, help="print this table's row beside ours")
     g.add_argument("--results", type=Path, default=Path("results"))
 
     g = p.add_argument_group("data")
@@ -112,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
 # Flags that change no number: where things lie and on how much they run.
 NOT_RESULTS = {
     "methods", "seeds", "setting", "name", "results", "data_root", "synthetic_root", "workers",
-    "store_dir", "eval_batch_size", "synthetic_digest",
+    "store_dir", "eval_batch_size", "paper_table",
 }
 FINETUNE_ONLY = {
     "finetune_epochs", "finetune_lr", "top_k", "criterion", "batch_norm", "prompt_set",
@@ -179,7 +180,8 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         lists["synthetic"] = args.digests["synthetic"]
     config = {**keys, "method": name, "seed": seed, "lists": lists}
     with exclusive(folder):
-        if claim(folder, config):
+        notes = {"paper_table": args.paper_table, "paper_row": getattr(method, "paper_row", None)}
+        if claim(folder, config, notes if args.paper_table else None):
             print(f"{folder}: finished, reused")
             return
         began = time.monotonic()

@@ -68,6 +68,7 @@ class Strategy:
     training_set: str
     start: str  # "initial" or "pretrained"
     tensors: Callable[..., dict] = every_tensor
+    paper_row: str | None = None  # its name in paper_tables/aim_fair.csv
     uses_attributes = "none"
 
     @property
@@ -92,9 +93,9 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "erm": Strategy("real", "initial"),
-    "full_finetuning": Strategy("synthetic", "pretrained"),
-    "aim_fair": Strategy("synthetic", "pretrained", sensitive_to_bias),
+    "erm": Strategy("real", "initial", paper_row="Baseline (ERM)"),
+    "full_finetuning": Strategy("synthetic", "pretrained", paper_row="Full fine-tuning"),
+    "aim_fair": Strategy("synthetic", "pretrained", sensitive_to_bias, paper_row="AIM-Fair"),
 }
 
 

@@ -117,10 +117,12 @@ def _read(model: str, dtype: torch.dtype, config: str) -> StableDiffusionPipelin
         )
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - diffusers, the hub and the readers each have theirs
+    except Exception as error:  # diffusers, the hub and the readers each have their own classes
         if path.exists():
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
             cause = f"{type(error).__name__}: {lines[0][:200]}"
+            if path.is_file():
+                cause += f"; its tokenizer and architecture come from --model-config {config}"
         else:
             cause = f"the hub has no such model or cannot be reached, {type(error).__name__}"
         raise _missing(model, cause) from error

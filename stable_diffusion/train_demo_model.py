@@ -123,7 +123,8 @@ class Trainer:
         saved, running = time.monotonic(), None
         for step in range(self.step, self.steps):
             warm = min(1.0, (step + 1) / 200)
-            rate = self.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+            cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            rate = self.lr * warm * (0.02 + 0.98 * cosine)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(step)
@@ -162,7 +163,7 @@ def vae_loss(images: torch.Tensor, device):
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        edges = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+        edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (-1, -2))
         return F.l1_loss(y, x) + edges + 1e-4 * posterior.kl().mean() / x[0].numel() * 48
 
     return loss
@@ -274,7 +275,9 @@ def main(argv: list[str] | None = None) -> None:
     vae = stage.average.eval()
     latents = encode_all(vae, images, device)
 
-    modules = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
+    modules = torch.nn.ModuleDict(
+        {"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}
+    )
     stage = Trainer(
         args.work / "unet", modules,
         unet_loss(latents, labels, captions, tokenizer, scheduler(), device), rows=len(images),

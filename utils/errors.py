@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence on stderr and exit code 2; everything else keeps its traceback."""
+"""A user's mistake is one sentence on stderr and exit code 2; other errors keep their traceback."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from utils.files import write_atomic, write_json
 CODE_VERSION = 1  # raise it when a change of the code changes results: no older stage is reused
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless")
 
+RECORD = {"fingerprint", "notes", "environment"}  # what config.json holds beside the configuration
+
 
 def fingerprint(config: dict[str, Any]) -> str:
     """Twelve hexadecimal digits of everything a stage's result depends on."""
@@ -33,7 +35,8 @@ def list_digest(table) -> str:
     digest = hashlib.sha256()
     for path, y, a in zip(table.paths, table.y.tolist(), table.a.tolist(), strict=True):
         info = os.stat(path)
-        digest.update(f"{os.path.basename(path)} {y} {a} {info.st_size} {info.st_mtime_ns}\n".encode())
+        row = f"{os.path.basename(path)} {y} {a} {info.st_size} {info.st_mtime_ns}\n"
+        digest.update(row.encode())
     return digest.hexdigest()[:16]
 
 
@@ -53,17 +56,19 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, config: dict[str, Any]) -> bool:
+def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = None) -> bool:
     """Bind a folder to a configuration; True where it is already finished with this one.
 
-    Raises UserError where the folder holds another configuration, naming what differs.
+    `notes` stand in config.json beside the configuration and change no result. Raises UserError
+    where the folder holds another configuration, naming what differs.
     """
     path = folder / "config.json"
     identity = fingerprint(config)
     if path.exists():
         held = json.loads(path.read_text())
         if held.get("fingerprint") != identity:
-            theirs = held.get("config", {})
+            beside = RECORD | set(held.get("notes", ()))
+            theirs = {key: value for key, value in held.items() if key not in beside}
             changed = [
                 f"{key} was {theirs.get(key)!r} and is now {config.get(key)!r}"
                 for key in sorted(theirs.keys() | config.keys())
@@ -74,7 +79,9 @@ def claim(folder: Path, config: dict[str, Any]) -> bool:
                 "or --name, or delete that folder"
             )
         return (folder / "done").exists()
-    write_json(path, {"fingerprint": identity, "config": config, "environment": environment()})
+    notes = notes or {}
+    record = {"fingerprint": identity, "notes": list(notes), "environment": environment()}
+    write_json(path, {**config, **notes, **record})
     return False
 
 

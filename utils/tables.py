@@ -154,7 +154,7 @@ def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {tuple(config.get(key) for key in keys) for config in configs}
     if len(wanted) > 1:
         raise UserError(f"the seeds in {runs[0].parent} differ in {', '.join(keys)}; separate them")
-    figures = {name: math.nan for name in (*PAPER_FIGURES, "g00", "g01", "g10", "g11")}
+    figures = dict.fromkeys((*PAPER_FIGURES, "g00", "g01", "g10", "g11"), math.nan)
     labels: dict[str, Any] = {"paper_table": None, "paper_row": None, "paper_eo_definition": None}
     table, row, *where = wanted.pop() if wanted else (None,) * len(keys)
     if table is not None and row is not None:

@@ -39,7 +39,7 @@ def package_file(package: str, relative: str) -> str:
     """Path of a data file inside an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"build.py: package '{package}' is not installed; see {HERE}/requirements.txt")
+        raise SystemExit(f"error: package '{package}' is missing; see {HERE}/requirements.txt")
     return str(Path(spec.submodule_search_locations[0]) / relative)
 
 
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faces", type=int, default=12000, help="labelled faces to keep")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
-    parser.add_argument("--work", type=Path, default=HERE / "build", help="scratch folder, resumable")
+    parser.add_argument("--work", type=Path, default=HERE / "build", help="scratch, resumable")
     parser.add_argument("--archive", type=Path, default=HERE / "faces.zip")
     args = parser.parse_args()
     if args.faces < 1:
