@@ -3,10 +3,10 @@
     python -m stable_diffusion.generate --model demo --out data/synthetic --images-per-cell 300 \\
         --prompts prompts/Smiling_Male_contextual_50.json
 
-writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is to
-be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets. Stopped at any
-moment, the same command goes on; started several times (torchrun, accelerate, a SLURM array, or
---shard i/n) the processes share the work through the file system alone.
+writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is
+to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets. Stopped at
+any moment, the same command goes on; started several times (torchrun, accelerate, a SLURM array,
+or --shard i/n) the processes share the work through the file system alone.
 """
 
 from __future__ import annotations

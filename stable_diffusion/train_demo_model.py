@@ -81,7 +81,7 @@ def new_text_encoder(tokenizer) -> CLIPTextModel:
 def scheduler() -> DDIMScheduler:
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False,
-        timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=0,
+        timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=1,
     )
 
 
