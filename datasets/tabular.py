@@ -1,0 +1,173 @@
+"""Adult, German and COMPAS from the committed raw files (datasets/tabular/README.md), for FairIF.
+
+`load` gives the rows whose (y, a) counts are those of FairIF's Table 8, `split` a seeded 70/10/20
+split whose features are standardised by the training part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datasets.base import CELLS
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent / "tabular"
+FRACTIONS = (0.7, 0.1, 0.2)  # train, validation, test; the paper's own splits cannot be recovered
+SHA256 = {  # of the unpacked files
+    "adult/adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
+    "adult/adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
+    "german/german.data": "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+    "compas/compas-scores-two-years.csv":
+        "a5e5c34bfd2d1f065bb12a44c0323421baf74b98b97d585915a0c2e1513ecaba",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of features with labels.
+
+    x: float64 [N, D], D named columns. y, a: int64 [N] in {0, 1}, target and protected label.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+    columns: list[str]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: np.ndarray) -> Table:
+        """The given rows (int [M]) in the given order."""
+        return Table(self.name, self.x[rows], self.y[rows], self.a[rows], self.columns)
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Rows per cell (y, a)."""
+        return {(y, a): int(((self.y == y) & (self.a == a)).sum()) for y, a in CELLS}
+
+
+@dataclass(frozen=True, eq=False)
+class TableSplits:
+    """Disjoint tables that together hold every row, features standardised by `train`."""
+
+    train: Table
+    val: Table
+    test: Table
+
+
+def raw(file: str, root: Path = ROOT) -> str:
+    """The text of a committed raw file, a key of SHA256.
+
+    Raises UserError where it is missing, does not unpack, or is not the published file.
+    """
+    path = Path(root) / f"{file}.xz"
+    mend = f"restore it (git checkout -- datasets/tabular/{file}.xz)"
+    try:
+        data = lzma.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {mend}") from None
+    except (lzma.LZMAError, OSError) as error:
+        raise UserError(f"{path} does not unpack ({error}); {mend}") from None
+    if hashlib.sha256(data).hexdigest() != SHA256[file]:
+        raise UserError(f"{path} is not the published file, its sha256 differs; {mend}")
+    return data.decode()
+
+
+def load(name: str, root: Path = ROOT) -> Table:
+    """All rows of "adult", "german" or "compas", features not yet standardised.
+
+    Raises UserError for another name and as `raw` does.
+    """
+    if name not in TABLES:
+        raise UserError(f"there is no tabular dataset {name}; choose from {', '.join(TABLES)}")
+    frame, y, a = TABLES[name](root)
+    return Table(
+        name, frame.to_numpy(np.float64), y.to_numpy(np.int64), a.to_numpy(np.int64),
+        list(frame.columns),
+    )
+
+
+def split(table: Table, seed: int) -> TableSplits:
+    """Shuffle the rows by `seed`, cut them 70/10/20, standardise by the training part.
+
+    Every feature is shifted and scaled to mean 0 and standard deviation 1 (population) over the
+    training rows; a feature that is constant there becomes 0 everywhere, as no method could learn
+    from it.
+    """
+    order = np.random.default_rng(seed).permutation(len(table))
+    first, second = np.round(np.cumsum(FRACTIONS)[:2] * len(table)).astype(int)
+    parts = [table.take(rows) for rows in np.split(order, [first, second])]
+    mean, spread = parts[0].x.mean(axis=0), parts[0].x.std(axis=0)
+    constant = np.ptp(parts[0].x, axis=0) == 0  # the rounded deviation of a constant may not be 0
+    scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
+    return TableSplits(
+        *(Table(part.name, (part.x - mean) * scale, part.y, part.a, part.columns)
+          for part in parts)
+    )
+
+
+def _adult(root: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    names = ["age", "workclass", "fnlwgt", "education", "education-num", "marital-status",
+             "occupation", "relationship", "race", "sex", "capital-gain", "capital-loss",
+             "hours-per-week", "native-country", "income"]
+    reader = {"names": names, "skipinitialspace": True, "na_values": "?"}
+    parts = [
+        pd.read_csv(io.StringIO(raw("adult/adult.data", root)), **reader),
+        pd.read_csv(io.StringIO(raw("adult/adult.test", root)), skiprows=1, **reader),
+    ]
+    frame = pd.concat(parts, ignore_index=True).dropna()
+    y = frame["income"].str.startswith(">50K")  # adult.test ends its labels with a full stop
+    a = frame["sex"] == "Male"
+    edges = [0, *range(20, 66, 5), 200]  # 11 buckets, see the README
+    frame["age"] = pd.cut(frame["age"], edges, right=False)
+    numeric = ["education-num", "fnlwgt", "capital-gain", "capital-loss", "hours-per-week"]
+    return _one_hot(frame.drop(columns="income"), numeric), y, a
+
+
+def _german(root: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    names = ["status", "duration", "history", "purpose", "amount", "savings", "employment",
+             "installment_rate", "sex", "debtors", "residence", "property", "age", "plans",
+             "housing", "credits", "job", "liable", "telephone", "foreign", "credit"]
+    frame = pd.read_csv(io.StringIO(raw("german/german.data", root)), sep=" ", names=names)
+    y = frame["credit"] == 2  # 2 is bad credit
+    a = frame["sex"].isin(["A91", "A93", "A94"])  # A92 and A95 are women
+    frame["sex"] = np.where(a, "male", "female")
+    numeric = ["duration", "amount", "installment_rate", "residence", "age", "credits", "liable"]
+    return _one_hot(frame.drop(columns="credit"), numeric), y, a
+
+
+def _compas(root: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    text = raw("compas/compas-scores-two-years.csv", root)
+    frame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
+    frame = frame[
+        frame["days_b_screening_arrest"].between(-30, 30)
+        & (frame["is_recid"] != -1)
+        & (frame["c_charge_degree"] != "O")
+        & (frame["score_text"] != "N/A")
+        & frame["race"].isin(["African-American", "Caucasian"])
+    ]
+    numeric = ["age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count"]
+    features = frame[["sex", "race", "age_cat", "c_charge_degree", *numeric]]
+    return _one_hot(features, numeric), frame["two_year_recid"] == 1, frame["race"] == "Caucasian"
+
+
+def _one_hot(frame: pd.DataFrame, numeric: list[str]) -> pd.DataFrame:
+    """One 0/1 column for every value of every other column; numeric columns stay."""
+    categorical = [name for name in frame.columns if name not in numeric]
+    return pd.get_dummies(frame, columns=categorical, dtype=float)
+
+
+TABLES: dict[str, Callable[[Path], tuple[pd.DataFrame, pd.Series, pd.Series]]] = {
+    "adult": _adult,
+    "german": _german,
+    "compas": _compas,
+}
