@@ -10,23 +10,26 @@ not run again, an interrupted one goes on, one with other settings is refused by
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
 import torch
 
 from datasets import DATASETS
-from datasets.base import save_list
+from datasets.base import is_plain_name, save_list
+from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import METHODS
-from models.backbones import BACKBONES
-from models.selection import CRITERIA
+from models.backbones import BACKBONES, parameter_names
+from models.selection import CRITERIA, resolve_k
 from utils import plots, tables
-from utils.engine import PREEMPTION, Recipe, accuracy, predictions
+from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
-from utils.files import atomic_path, write_atomic, write_json
+from utils.files import remove_leftovers, write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
 from utils.runs import claim, exclusive, finish, list_digest
 
@@ -38,7 +41,8 @@ def number(kind, low, high, *, open_low=False):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+            kinds = {int: "whole number", float: "number"}
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {kinds[kind]}") from None
         if not (low < value if open_low else low <= value) or not value <= high:
             bracket = "above" if open_low else "at least"
             raise argparse.ArgumentTypeError(f"{value} must be {bracket} {low} and at most {high}")
@@ -49,64 +53,80 @@ def number(kind, low, high, *, open_low=False):
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n")[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     count, share = number(int, 1, 10**9), number(float, 0, 1)
     rate = number(float, 0, 100, open_low=True)
 
     g = p.add_argument_group("what is run")
-    g.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    g.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS),
+                   help="run in this order, each with every seed")
     g.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[100],
                    help="the paper: 100 200 ... 1000")
     g.add_argument("--setting", default="demo", help="folder under --results")
-    g.add_argument("--name", default=None, help="folder of a single method, default its name")
-    g.add_argument("--paper-table", default=None, help="print this table's row beside ours")
-    g.add_argument("--results", type=Path, default=Path("results"))
+    g.add_argument("--name", default=None,
+                   help="folder of a single method, its own name where not given")
+    g.add_argument("--paper-table", default=None,
+                   help="print the rows of this table of the paper beside ours, such as 3")
+    g.add_argument("--results", type=Path, default=Path("results"), help="root of all results")
 
     g = p.add_argument_group("data")
-    g.add_argument("--dataset", default="demo", choices=list(DATASETS))
-    g.add_argument("--data-root", type=Path, default=Path("data/demo"))
-    g.add_argument("--target", default="Smiling")
-    g.add_argument("--protected", default="Male")
+    g.add_argument("--dataset", default="demo", choices=list(DATASETS), help="real photographs")
+    g.add_argument("--data-root", type=Path, default=Path("data/demo"), help="their folder")
+    g.add_argument("--target", default="Smiling", help="attribute that is learned (y)")
+    g.add_argument("--protected", default="Male", help="attribute to be fair about (a)")
     g.add_argument("--size", type=count, default=20000, help="biased training images")
     g.add_argument("--minority", type=share, default=0.1, help="share of cells (0,0) and (1,1)")
     g.add_argument("--rule", default="first", choices=("first", "random"),
                    help="'first' gives the released CelebA lists")
-    g.add_argument("--data-seed", type=int, default=0, help="of random subsets and test draws")
-    g.add_argument("--val", default="official", choices=("official", "none"))
-    g.add_argument("--test-size", type=count, default=None, help="balanced test set of this size")
-    g.add_argument("--synthetic-root", type=Path, default=None)
-    g.add_argument("--prompt-set", default="contextual_head_poses_50")
-    g.add_argument("--synthetic-ratio", type=rate, default=1.0, help="to the real images")
-    g.add_argument("--synthetic-minority", type=share, default=0.1)
+    g.add_argument("--data-seed", type=number(int, 0, 2**31), default=0,
+                   help="of random subsets and test draws")
+    g.add_argument("--val", default="official", choices=("official", "none"),
+                   help="the epoch kept: best validation accuracy (no group labels), or the last")
+    g.add_argument("--test-size", type=count, default=None,
+                   help="draw a balanced test set of this size, a multiple of 4")
+    g.add_argument("--synthetic-root", type=Path, default=None, help="folder of generated images")
+    g.add_argument("--prompt-set", default="contextual_head_poses_50",
+                   help="folder under --synthetic-root")
+    g.add_argument("--synthetic-ratio", type=rate, default=1.0,
+                   help="balanced synthetic images a real one")
+    g.add_argument("--synthetic-minority", type=share, default=0.1,
+                   help="share of cells (0,0) and (1,1) in the mask's biased synthetic set")
 
     g = p.add_argument_group("model and training (defaults: the released code)")
-    g.add_argument("--backbone", default="resnet18", choices=list(BACKBONES))
-    g.add_argument("--pretrained", default="imagenet", help="imagenet, none or a file")
-    g.add_argument("--image-size", type=number(int, 16, 2048), default=224)
-    g.add_argument("--batch-size", type=number(int, 2, 2**20), default=128)
-    g.add_argument("--eval-batch-size", type=count, default=512)
-    g.add_argument("--pretrain-epochs", type=count, default=15)
-    g.add_argument("--pretrain-lr", type=rate, default=0.01)
-    g.add_argument("--finetune-epochs", type=count, default=10)
+    g.add_argument("--backbone", default="resnet18", choices=list(BACKBONES), help="the network")
+    g.add_argument("--pretrained", default="imagenet",
+                   help="initial weights: imagenet (downloaded once), none (random) or a file with "
+                   "the state dict of torchvision's network")
+    g.add_argument("--image-size", type=number(int, 16, 2048), default=224, help="side in pixels")
+    g.add_argument("--batch-size", type=number(int, 2, 2**20), default=128, help="in training")
+    g.add_argument("--eval-batch-size", type=count, default=512, help="changes speed only")
+    g.add_argument("--pretrain-epochs", type=count, default=15, help="on the real images")
+    g.add_argument("--pretrain-lr", type=rate, default=0.01, help="learning rate")
+    g.add_argument("--finetune-epochs", type=count, default=10, help="on the synthetic images")
     g.add_argument("--finetune-lr", type=rate, default=0.06,
                    help="the paper prints 0.4-0.6, the release runs 0.06")
-    g.add_argument("--milestone", type=count, default=10)
+    g.add_argument("--milestone", type=count, default=10,
+                   help="epochs after which the rate is multiplied by --gamma")
     g.add_argument("--gamma", type=rate, default=0.1, help="the paper prints 0.01")
-    g.add_argument("--momentum", type=share, default=0.9)
-    g.add_argument("--weight-decay", type=number(float, 0, 10), default=1e-4)
+    g.add_argument("--momentum", type=share, default=0.9, help="of SGD")
+    g.add_argument("--weight-decay", type=number(float, 0, 10), default=1e-4, help="of SGD")
     g.add_argument("--top-k", type=number(float, 0, 10**6, open_low=True), default=0.887,
                    help="tensors, or a share below 1; 0.887 is 55 of ResNet-18's 62")
-    g.add_argument("--criterion", default="absolute", choices=list(CRITERIA))
+    g.add_argument("--criterion", default="absolute", choices=list(CRITERIA),
+                   help="difference of two gradients of a tensor")
     g.add_argument("--batch-norm", default="update", choices=("update", "freeze"),
                    help="running statistics while fine-tuning")
 
     g = p.add_argument_group("machine")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                   help="cpu, cuda or cuda:N")
     g.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"),
                    help="auto: bf16 on cuda, fp32 on cpu")
     g.add_argument("--workers", type=count, default=1, help="threads that prepare batches")
-    g.add_argument("--store-dir", type=Path, default=None, help="decoded images")
+    g.add_argument("--store-dir", type=Path, default=None,
+                   help="folder of decoded images; data/store where not given")
     return p
 
 
@@ -115,20 +135,56 @@ NOT_RESULTS = {
     "methods", "seeds", "setting", "name", "results", "data_root", "synthetic_root", "workers",
     "store_dir", "eval_batch_size", "paper_table",
 }
+RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds
+DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs
 FINETUNE_ONLY = {
     "finetune_epochs", "finetune_lr", "top_k", "criterion", "batch_norm", "prompt_set",
     "synthetic_ratio", "synthetic_minority",
 }
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """What argparse cannot see, before any data is read. Raises UserError."""
+    if args.name is not None and len(args.methods) > 1:
+        raise UserError("--name names one run: give a single method with --methods")
+    for flag, parts in (("--setting", args.setting.split("/")), ("--name", [args.name or "run"])):
+        if not all(is_plain_name(part) for part in parts):
+            raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
+    if args.name in ("", "shared", "figures"):
+        raise UserError(f"--name '{args.name}' is taken or empty; choose another")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        raise UserError(f"--device {args.device} is none of cpu, cuda and cuda:N")
+    if args.device != "cpu" and int(args.device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {args.device} is not on this machine; use --device cpu")
+    with torch.device("meta"):  # the names without the numbers
+        names = parameter_names(BACKBONES[args.backbone](None))
+    resolve_k(args.top_k, len(names))
+    if args.paper_table is not None:
+        for row in filter(None, (getattr(METHODS[m], "paper_row", None) for m in args.methods)):
+            try:
+                tables.paper_row(args.paper_table, row, args.dataset, args.target, args.protected)
+            except UserError as error:
+                raise UserError(f"--paper-table {args.paper_table}: {error}") from None
+
+
+def weights_digest(path: Path) -> str:
+    """Content of a weights file, so that another file of the same name is another setting."""
+    try:
+        with open(path, "rb") as file:
+            return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"--pretrained {path} cannot be read ({error.strerror})") from None
+
+
 def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Derive from the flags: recipes, precision and the configuration a stage is known by."""
-    if args.name and len(args.methods) > 1:
-        raise UserError("--name names one run: give a single method with --methods")
+    check_flags(args)
     if args.precision == "auto":
         args.precision = "bf16" if args.device.startswith("cuda") else "fp32"
     config = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_RESULTS}
     config["device"] = args.device.split(":")[0]
+    if args.pretrained not in ("none", "imagenet"):
+        config["pretrained"] = weights_digest(Path(args.pretrained))
     args.config = config
     args.pretrain_config = {k: v for k, v in config.items() if k not in FINETUNE_ONLY}
     args.autocast = torch.bfloat16 if args.precision == "bf16" else None
@@ -169,29 +225,49 @@ def load_data(args: argparse.Namespace):
     return splits, synthetic
 
 
+def training_tables(name: str, data: Data) -> list:
+    """The image tables a method learns from. Raises UserError where they cannot be drawn."""
+    if not METHODS[name].needs_synthetic:
+        return [data.real]
+    return [data.real, data.synthetic_balanced, data.synthetic_biased]
+
+
+def check_sizes(datas: list[Data], args: argparse.Namespace) -> None:
+    """Too few images, for a cell or for a batch, is said before the first hour of training."""
+    for data in datas:
+        for table in (table for name in args.methods for table in training_tables(name, data)):
+            if len(table) < args.batch_size:
+                raise UserError(
+                    f"{table.name} gives {len(table)} images, fewer than a batch: lower "
+                    f"--batch-size {args.batch_size} or raise --size or --synthetic-ratio"
+                )
+
+
 def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
     """One method and seed, from its configuration to `done`."""
     method = METHODS[name]
     setting = args.results / args.setting
     folder = setting / (args.name or name) / f"seed{seed}"
     keys = args.config if method.needs_synthetic else args.pretrain_config
-    lists = {key: args.digests[key] for key in ("real", "val", "test") if key in args.digests}
+    lists = {f"{key}_list": args.digests.get(key) for key in ("real", "val", "test")}
     if method.needs_synthetic:
-        lists["synthetic"] = args.digests["synthetic"]
-    config = {**keys, "method": name, "seed": seed, "lists": lists}
-    with exclusive(folder):
+        lists["synthetic_list"] = args.digests["synthetic"]
+    config = {**keys, **lists, "method": name, "seed": seed}
+    with exclusive(folder, PREEMPTION.check):
         notes = {"paper_table": args.paper_table, "paper_row": getattr(method, "paper_row", None)}
-        if claim(folder, config, notes if args.paper_table else None):
-            print(f"{folder}: finished, reused")
+        done = claim(folder, config, notes if args.paper_table else None)
+        if done and all((folder / file).exists() for file in RESULTS):
+            finish(folder, DROPPED)
+            print(f"{folder}: finished, reused", flush=True)
             return
         began = time.monotonic()
+        for table in filter(None, (data.val, data.test, *training_tables(name, data))):
+            open_store(table, args.store_dir)  # an image that cannot be decoded stops here
         save_list(data.real, folder / "train.csv")
         if method.needs_synthetic:
             save_list(data.synthetic_balanced, folder / "synthetic_balanced.csv")
             save_list(data.synthetic_biased, folder / "synthetic_biased.csv")
         trained, log, _ = method.run(data, args, seed, folder, setting / "shared")
-        with atomic_path(folder / "model.pt") as temporary:
-            torch.save(trained.model.state_dict(), temporary)
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         validation = None
         if data.val is not None:
@@ -203,13 +279,15 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
             "validation": validation,
             "selected_epoch": log[-1]["kept"],
         })
-        with atomic_path(folder / "classifier.pt") as temporary:
-            torch.save({"model": trained.model.state_dict(), "backbone": args.backbone,
-                        "target": args.target, "image_size": args.image_size}, temporary)
-        finish(folder, drop=("state.pt", "model.pt"))
+        save_torch(folder / "classifier.pt", {
+            "model": trained.model.state_dict(), "backbone": args.backbone,
+            "target": args.target, "image_size": args.image_size,
+        })
+        finish(folder, DROPPED)
         print(
             f"{folder}: ACC {metrics['acc']:.2%}  WST {metrics['wst']:.2%}  worst-case EO "
-            f"{metrics['eo_worst']:.2%}  ({time.monotonic() - began:.0f} s)"
+            f"{metrics['eo_worst']:.2%}  ({time.monotonic() - began:.0f} s)",
+            flush=True,
         )
 
 
@@ -218,13 +296,17 @@ def main(argv: list[str] | None = None) -> None:
     args = complete(parser().parse_args(argv))
     PREEMPTION.install()
     splits, synthetic = load_data(args)
-    for seed in args.seeds:
-        data = Data(splits, synthetic, args, seed)
+    datas = [Data(splits, synthetic, args, seed) for seed in args.seeds]
+    check_sizes(datas, args)
+    for data in datas:
         for name in args.methods:
-            run(name, data, args, seed)
+            PREEMPTION.check()
+            run(name, data, args, data.seed)
     setting = args.results / args.setting
-    print(tables.write_summary(setting))
-    plots.draw_all(setting)
+    with exclusive(setting, PREEMPTION.check):
+        remove_leftovers(setting / "figures")
+        print(tables.write_summary(setting))
+        plots.draw_all(setting)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def build(name: str, pretrained: str = "none") -> nn.Module:
         enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
             weights = enum.get_state_dict(progress=True, weights_only=True)
-        except OSError as error:
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
             raise UserError(
                 f"--pretrained imagenet: {enum.url} cannot be downloaded ({error}); give a local "
                 "copy (--pretrained FILE.pth) or start from random weights (--pretrained none)"
@@ -49,9 +50,13 @@ def build(name: str, pretrained: str = "none") -> nn.Module:
         weights = load_weights(Path(pretrained), "--pretrained")
     try:
         return BACKBONES[name](weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"--pretrained {pretrained} does not fit {name} ({first})") from None
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else reason[:200] + " ..."
+        raise UserError(
+            f"--pretrained {pretrained} does not fit {name} ({reason}); give the state dict of "
+            f"torchvision's {name} or choose that file's --backbone"
+        ) from None
 
 
 def load_weights(path: Path, flag: str) -> dict:

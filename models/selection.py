@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 Gradients = Mapping[str, Tensor]
 
 
@@ -67,7 +69,7 @@ def select_tensors(
     descending; the result is the intersection of the two top-k sets, possibly empty.
     Raises ValueError for k below 1 or above the number of tensors, and as `differences` does.
     """
-    if isinstance(k, bool) or k != int(k) or not 1 <= k <= len(g_real):
+    if isinstance(k, bool) or not 1 <= k <= len(g_real) or k != int(k):
         raise ValueError(f"k must be a whole number from 1 to {len(g_real)}, not {k}")
     domain = differences(g_real, g_synthetic_biased, criterion)
     bias = differences(g_synthetic_biased, g_synthetic_balanced, criterion)
@@ -75,8 +77,17 @@ def select_tensors(
 
 
 def resolve_k(k: float, tensors: int) -> int:
-    """k as a number of tensors: a value below 1 is a share of them (0.887 is 55 of ResNet-18)."""
-    return round(k * tensors) if 0 < k < 1 else int(k)
+    """--top-k as a number of tensors: below 1 it is a share of them (0.887 is 55 of ResNet-18).
+
+    Raises UserError outside 1 to `tensors` and for a number above 1 that is not whole.
+    """
+    number = round(k * tensors) if 0 < k < 1 else k
+    if not 1 <= number <= tensors or number != int(number):
+        raise UserError(
+            f"--top-k {k} is no whole number from 1 to {tensors}, the tensors of the backbone, nor "
+            "a share of them between 0 and 1 that makes at least one"
+        )
+    return int(number)
 
 
 def random_tensors(names: list[str], size: int, seed: int) -> set[str]:

@@ -19,11 +19,11 @@ from models import backbones
 from models.finetune import freeze_all_but
 from models.method import Method, bce
 from models.selection import differences, resolve_k, select_tensors
-from utils.engine import Recipe, fit
+from utils.engine import PREEMPTION, Recipe, fit
 from utils.errors import UserError
 from utils.files import write_json
 from utils.gradients import mean_gradients
-from utils.runs import claim, exclusive, fingerprint, finish
+from utils.runs import claim, exclusive, fingerprint, finish, read_record
 
 
 def every_tensor(model, data: Data, settings, folder: Path) -> dict:
@@ -35,11 +35,6 @@ def sensitive_to_bias(model, data: Data, settings, folder: Path) -> dict:
     """AIM-Fair's mask: three mean gradients at the pre-trained weights, two rankings."""
     names = backbones.parameter_names(model)
     k = resolve_k(settings.top_k, len(names))
-    if not 1 <= k <= len(names):
-        raise UserError(
-            f"--top-k {settings.top_k} is outside 1 to {len(names)}, the tensors of "
-            f"{settings.backbone} (or a share of them below 1)"
-        )
     gradients = []
     for title, table in (
         ("gradient, real", data.real),
@@ -48,10 +43,19 @@ def sensitive_to_bias(model, data: Data, settings, folder: Path) -> dict:
     ):
         loader = data.loader(table, train=True)
         gradients.append(
-            mean_gradients(model, loader.epoch(0), bce, count=len(loader), name=title)
+            mean_gradients(
+                model, loader.epoch(0), bce, count=len(loader), name=title, check=PREEMPTION.check
+            )
         )
     real, biased, balanced = gradients
-    chosen = select_tensors(real, biased, balanced, k, settings.criterion)
+    try:
+        chosen = select_tensors(real, biased, balanced, k, settings.criterion)
+    except ValueError as error:
+        raise UserError(f"no mask: {error}; lower --pretrain-lr or look at the images") from None
+    if not chosen:
+        raise UserError(
+            f"the mask is empty: the two sets of {k} tensors share none; raise --top-k"
+        )
     return {
         "tensors": {name: name in chosen for name in names},
         "k": k,
@@ -82,7 +86,7 @@ class Strategy:
             model, log = pretrain(data, settings, seed, shared)
             return _method(model, settings.pretrain, settings), log, None
         if self.start == "initial":
-            model = _new_model(settings, seed)
+            model = new_model(settings, seed)
             log = _fit(model, data, train, settings.pretrain, settings, folder, "pretrain")
             return _method(model, settings.pretrain, settings), log, None
         model, log = pretrain(data, settings, seed, shared)
@@ -103,17 +107,19 @@ def pretrain(data: Data, settings, seed: int, shared: Path) -> tuple:
     """The ERM model of this setting and seed, trained once and shared; (model, log)."""
     config = settings.pretrain_config | {"seed": seed, "real": settings.digests["real"]}
     folder = shared / f"pretrain_seed{seed}_{fingerprint(config)}"
-    with exclusive(folder):
-        model = _new_model(settings, seed)
-        if not claim(folder, config):
+    with exclusive(folder, PREEMPTION.check):
+        model = new_model(settings, seed)
+        whole = all((folder / name).exists() for name in ("model.pt", "log.jsonl"))
+        if not (claim(folder, config) and whole):
             _fit(model, data, data.real, settings.pretrain, settings, folder, "pretrain")
-            finish(folder)
+        finish(folder)
         model.load_state_dict(backbones.load_weights(folder / "model.pt", "the pre-trained model"))
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return model, log
 
 
-def _new_model(settings, seed: int) -> torch.nn.Module:
+def new_model(settings, seed: int) -> torch.nn.Module:
+    """The setting's backbone at its initial weights, on its device; sets torch's seed."""
     torch.manual_seed(seed)
     model = backbones.build(settings.backbone, settings.pretrained)
     return model.to(settings.device, memory_format=torch.channels_last)
@@ -140,4 +146,4 @@ def _mask(selector, model, data: Data, settings, folder: Path) -> dict:
     path = folder / "mask.json"
     if not path.exists():
         write_json(path, selector(model, data, settings, folder))
-    return json.loads(path.read_text())
+    return read_record(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import atomic_path, write_atomic
+from utils.files import write_atomic
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again (EX_TEMPFAIL)
 
@@ -34,7 +35,10 @@ class Recipe:
 
 
 class Preemption:
-    """Notes a SIGTERM; the loop then finishes its step, saves and exits with code PREEMPTED."""
+    """Notes a SIGTERM; the loop then finishes its step, saves and exits with code PREEMPTED.
+
+    Where nothing has to be saved (gradients, waiting for a lock, between runs) `check` exits.
+    """
 
     def __init__(self):
         self.requested = False
@@ -42,14 +46,24 @@ class Preemption:
     def install(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
 
+    def check(self) -> None:
+        if self.requested:
+            print("SIGTERM: stopped; the same command goes on", flush=True)
+            raise SystemExit(PREEMPTED)
+
 
 PREEMPTION = Preemption()
 
 
 def predictions(method, loader) -> np.ndarray:
-    """0/1 predictions int64 [N] in table order; one host synchronisation at the end."""
-    logits = [method.predict(x) for _, x, _, _ in loader.epoch(0)]
-    return (torch.cat(logits) > 0).long().cpu().numpy()
+    """0/1 predictions int64 [N] in table order; one host synchronisation at the end.
+
+    Raises UserError where the model's output is not finite: NaN > 0 would count as class 0.
+    """
+    logits = torch.cat([method.predict(x) for _, x, _, _ in loader.epoch(0)]).cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise UserError("the model's output is not finite (NaN); lower the learning rate")
+    return (logits > 0).astype(np.int64)
 
 
 def accuracy(method, loader) -> float:
@@ -58,34 +72,47 @@ def accuracy(method, loader) -> float:
 
 
 def save_torch(path: Path, value) -> None:
-    with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+    """torch.save, atomically. The same tensors give the same bytes, whatever the file's name."""
+    # Not torch.save(value, path): that stores the temporary name and hides a full disk's OSError.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def _load_state(path: Path, device) -> dict:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); delete it: training restarts") from None
 
 
 def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
-    """Train to the recipe's last epoch; folder/model.pt is the kept epoch's model.
+    """Train to the recipe's last epoch; folder/model.pt then is the kept epoch's model.
 
     The kept epoch is the most accurate on val_loader (no group labels), or the last one where
     val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
-    the same arguments goes on from there and ends in the same bits (on CPU). Returns the log, one
-    dict an epoch. Raises UserError where the loss is not finite.
+    the same arguments goes on from there and ends in the same bits (on CPU). It holds the kept
+    weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
+    Raises UserError where the loss is not finite.
     """
     recipe, state_path = method.recipe, folder / "state.pt"
     log: list[dict] = []
     start_epoch = start_step = 0
-    best, best_epoch, total = -math.inf, -1, None
+    best, best_epoch, total, kept = -math.inf, -1, None, None
     if state_path.exists():
-        state = torch.load(state_path, map_location=loader.device, weights_only=True)
+        state = _load_state(state_path, loader.device)
         method.load_state_dict(state["method"])
         torch.set_rng_state(state["rng"].cpu())
         start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
         log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
+        kept = state["kept"]
 
     def save(epoch: int, step: int) -> None:
         save_torch(state_path, {
             "method": method.state_dict(), "rng": torch.get_rng_state(), "epoch": epoch,
             "step": step, "total": total, "log": json.dumps(log), "best": best,
-            "best_epoch": best_epoch,
+            "best_epoch": best_epoch, "kept": kept,
         })
 
     bar = tqdm(total=recipe.epochs, initial=start_epoch, desc=name, unit="epoch", leave=False)
@@ -99,8 +126,8 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
             total = loss if total is None else total + loss
             if PREEMPTION.requested:
                 save(epoch, step + 1)
-                print(f"{name}: SIGTERM, saved at epoch {epoch} step {step + 1}")
-                raise SystemExit(PREEMPTED)
+                print(f"{name}: saved in epoch {epoch + 1} after step {step + 1}")
+                PREEMPTION.check()
         method.end_epoch()
         mean = float(total) / steps if total is not None else math.nan
         if not math.isfinite(mean):
@@ -118,7 +145,7 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
             best = max(best, row["val_acc"])
         if better:
             best_epoch = epoch + 1
-            save_torch(folder / "model.pt", method.model.state_dict())
+            kept = {key: value.clone() for key, value in method.model.state_dict().items()}
         row["kept"] = best_epoch
         row["seconds"] = round(time.monotonic() - began, 3)
         log.append(row)
@@ -128,4 +155,6 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
         bar.update(1)
         bar.set_postfix(loss=f"{mean:.4f}", val_acc=row.get("val_acc"))
     bar.close()
+    save_torch(folder / "model.pt", kept)
+    write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
     return log

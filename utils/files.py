@@ -6,19 +6,24 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.errors import UserError
+
+# Not the program's fault: permissions, a read-only disk, a size limit, a file in a folder's place.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
 
-    On any exception the temporary file is removed and `path` stays as it was. A full disk raises
-    UserError. The name holds the process id, so two processes never share a temporary file.
+    On any exception the temporary file is removed and `path` stays as it was. A full disk, a size
+    limit and a folder that may not be written raise UserError. The name holds the process id, so
+    two processes never share a temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,12 +38,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise UserError(
                 f"the disk is full while writing {path}; make room and start the same command again"
             ) from None
+        ours = {str(temporary), *map(str, path.parents), str(path), "None"}
+        if error.errno in REFUSED and str(error.filename) in ours:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); mend that or choose another folder, "
+                "and start the same command again"
+            ) from None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be made cannot hold a leftover either
+            temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what killed runs left half written; only while no other process writes there."""
+    for path in Path(folder).glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | memoryview | str) -> None:
     """Write bytes or UTF-8 text so that a reader sees the old file or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -17,16 +17,24 @@ def mean_gradients(
     *,
     count: int,
     name: str,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Mean over batches of the gradient of the batch's mean loss, per parameter tensor, on the CPU.
 
-    `batches` yields (index, x, y, a). The gradients are taken in training mode (batch statistics,
-    as the release does) on a copy, so the model's batch-norm buffers and weights do not move.
+    `batches` yields (index, x, y, a), `count` of them; `check` is called after each and may raise.
+    The gradients are taken in training mode (batch statistics, as the release does) on a copy, so
+    the model's batch-norm buffers and weights do not move. Frozen tensors get their gradient too.
+    Raises ValueError where there are not `count` batches.
     """
-    copy = deepcopy(model).train()
+    copy = deepcopy(model).train().requires_grad_(True)
     copy.zero_grad(set_to_none=True)
+    seen = 0
     for _, x, y, _ in tqdm(batches, total=count, desc=name, unit="batch", leave=False):
         loss(copy, x, y).backward()  # accumulates: the sum over batches
+        seen += 1
+        check()
+    if seen != count or not seen:
+        raise ValueError(f"{name}: {seen} batches instead of {count}")
     return {
         key: (torch.zeros_like(p) if p.grad is None else p.grad / count).float().cpu()
         for key, p in copy.named_parameters()

@@ -9,19 +9,22 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import write_atomic, write_json
+from utils.files import remove_leftovers, write_atomic, write_json
 
 CODE_VERSION = 1  # raise it when a change of the code changes results: no older stage is reused
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless")
 
 RECORD = {"fingerprint", "notes", "environment"}  # what config.json holds beside the configuration
+WORK = ("state.pt", "mask.json", "model.pt", "metrics.json", "done")  # what a run has computed
 
 
 def fingerprint(config: dict[str, Any]) -> str:
@@ -31,43 +34,89 @@ def fingerprint(config: dict[str, Any]) -> str:
 
 
 def list_digest(table) -> str:
-    """Digest of a table's rows: file sizes and times included, so changed files are noticed."""
+    """Digest of a table's rows: name, labels, size and end of every file.
+
+    A PNG ends with a checksum of all its pixels, and another JPEG has nearly always another size,
+    so changed images are noticed; copies on another disk, with other times, are the same images.
+    """
     digest = hashlib.sha256()
-    for path, y, a in zip(table.paths, table.y.tolist(), table.a.tolist(), strict=True):
-        info = os.stat(path)
-        row = f"{os.path.basename(path)} {y} {a} {info.st_size} {info.st_mtime_ns}\n"
-        digest.update(row.encode())
+    with ThreadPoolExecutor(16) as pool:  # the wait is the disk's
+        ends = pool.map(_end, table.paths)
+        for path, y, a, end in zip(
+            table.paths, table.y.tolist(), table.a.tolist(), ends, strict=True
+        ):
+            digest.update(f"{os.path.basename(path)} {y} {a} {end}\n".encode())
     return digest.hexdigest()[:16]
 
 
+def _end(path: str) -> str:
+    """Size and last 64 bytes of a file."""
+    with open(path, "rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 64))
+        return f"{size} {file.read(64).hex()}"
+
+
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Only one process works in the folder; a second one waits. A killed process leaves no lock.
 
-    The lock belongs to the open file, which child processes do not inherit (PEP 446).
+    The lock belongs to the open file, which child processes do not inherit (PEP 446). `check` is
+    called while waiting and may raise. What a killed run left half written is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: another run works here; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"the run folder {folder} cannot be written ({error.strerror}); name another --results"
+        ) from None
+    with file:
+        waited = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    print(f"{folder}: another run works here; waiting for it", file=sys.stderr)
+                waited = True
+                check()
+                time.sleep(0.5)
+        remove_leftovers(folder)
         yield
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder. UserError where it is damaged."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; delete the folder {path.parent}: it is made again")
+    return value
 
 
 def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = None) -> bool:
     """Bind a folder to a configuration; True where it is already finished with this one.
 
-    `notes` stand in config.json beside the configuration and change no result. Raises UserError
-    where the folder holds another configuration, naming what differs.
+    `notes` stand in config.json beside the configuration and change no result. A folder in which
+    another configuration computed nothing (it stopped at a wrong flag) is bound anew. Raises
+    UserError where it holds another configuration's work, naming what differs.
     """
-    path = folder / "config.json"
+    path, notes = folder / "config.json", notes or {}
     identity = fingerprint(config)
-    if path.exists():
-        held = json.loads(path.read_text())
+    work = [name for name in WORK if (folder / name).exists()]
+    if work and not path.exists():
+        raise UserError(
+            f"{folder} holds {work[0]} but no config.json, so nobody knows of which run: delete "
+            "that folder or choose another --setting or --name"
+        )
+    if work:
+        held = read_record(path)
+        beside = RECORD | set(held.get("notes", ()))
         if held.get("fingerprint") != identity:
-            beside = RECORD | set(held.get("notes", ()))
             theirs = {key: value for key, value in held.items() if key not in beside}
             changed = [
                 f"{key} was {theirs.get(key)!r} and is now {config.get(key)!r}"
@@ -78,16 +127,22 @@ def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = N
                 f"{folder} holds another run ({'; '.join(changed[:4])}): choose another --setting "
                 "or --name, or delete that folder"
             )
+        if {key: held[key] for key in held.get("notes", ())} != notes:
+            write_json(path, {**config, **notes, "fingerprint": identity, "notes": list(notes),
+                              "environment": held.get("environment")})
         return (folder / "done").exists()
-    notes = notes or {}
     record = {"fingerprint": identity, "notes": list(notes), "environment": environment()}
     write_json(path, {**config, **notes, **record})
     return False
 
 
 def finish(folder: Path, drop: tuple[str, ...] = ("state.pt",)) -> None:
-    """Mark a folder finished and drop the files of its own that only an unfinished run needs."""
-    write_atomic(folder / "done", "")
+    """Mark a folder finished and drop the files of its own that only an unfinished run needs.
+
+    Called again on a finished folder it drops what a kill between the two kept it from dropping.
+    """
+    if not (folder / "done").exists():
+        write_atomic(folder / "done", "")
     for name in drop:
         (folder / name).unlink(missing_ok=True)
 

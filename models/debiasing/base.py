@@ -1,0 +1,106 @@
+"""What the debiasing baselines share: one way to be run, and a reference model's logits.
+
+All of them are trained from the backbone's initial weights on the real set with the pre-training
+recipe (SGD, the rate and its milestone, epochs), as ERM is, so that rows differ in the algorithm
+alone; the papers' optimisers differ from each other. The kept epoch is the most accurate one on
+the validation set, which needs no group labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import ImageTable
+from datasets.mixing import Data
+from models import backbones
+from models.method import Method
+from models.strategies import new_model
+from utils.engine import fit
+from utils.errors import UserError
+from utils.files import atomic_path
+
+
+def losses_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Binary cross entropy of every sample, float32 [B]; x [B, ...], y int64 [B]."""
+    logits = model(x).squeeze(1).float()
+    return F.binary_cross_entropy_with_logits(logits, y.float(), reduction="none")
+
+
+class Debiasing(Method):
+    """A method without protected labels; `options` are its hyper-parameters, complete.
+
+    defaults: hyper-parameter -> the paper's value; ranges: hyper-parameter -> (lowest, highest).
+    """
+
+    uses_attributes = "none"
+    needs_synthetic = False
+    defaults: dict[str, int | float] = {}
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def __init__(self, model: nn.Module, recipe, *, options: dict, autocast=None):
+        self.options = options
+        super().__init__(model, recipe, autocast=autocast)
+
+    @classmethod
+    def prepare(
+        cls, data: Data, settings, seed: int, folder: Path, options: dict
+    ) -> tuple[dict[str, Any], ImageTable, list[dict]]:
+        """What precedes the training: (further arguments of __init__, training set, log)."""
+        return {}, data.real, []
+
+    @classmethod
+    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
+        """(method holding the kept model, log, None): the interface of Strategy.run.
+
+        settings.options: hyper-parameters that replace the defaults.
+        """
+        options = cls.defaults | settings.options
+        arguments, train, log = cls.prepare(data, settings, seed, folder, options)
+        model = new_model(settings, seed)
+        method = cls(
+            model, settings.pretrain, options=options, autocast=settings.autocast, **arguments
+        )
+        val = data.loader(data.val, train=False) if data.val is not None else None
+        log = log + fit(method, data.loader(train, train=True), val, folder, "train")
+        model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))
+        return method, log, None
+
+
+def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int) -> tuple:
+    """An ERM model of `epochs` epochs asked about its own training set, without augmentation.
+
+    The last epoch is used: how far the reference is trained decides what it gets wrong. Returns
+    (logits float32 [N] in the order of data.real, log). folder keeps logits.npy and log.jsonl.
+    """
+    done = folder / "logits.npy"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = replace(settings.pretrain, epochs=epochs)
+        method = Method(new_model(settings, seed), recipe, autocast=settings.autocast)
+        fit(method, data.loader(data.real, train=True), None, folder, "reference")
+        batches = data.loader(data.real, train=False).epoch(0)
+        logits = torch.cat([method.predict(x) for _, x, _, _ in batches]).cpu().numpy()
+        with atomic_path(done) as temporary, open(temporary, "wb") as file:
+            np.save(file, logits)
+    for name in ("state.pt", "model.pt"):  # only an unfinished stage needs them
+        (folder / name).unlink(missing_ok=True)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return np.load(done), log
+
+
+def refuse_empty(rows: int, method: str, option: str, epochs: int) -> None:
+    """Raise UserError where the reference makes no mistake, so that nothing is left to balance."""
+    if rows == 0:
+        raise UserError(
+            f"{method}: the reference model of {epochs} epoch(s) leaves one side of its split "
+            f"empty; give it another length (--set {option}=...) or a lower --pretrain-lr"
+        )

@@ -1,0 +1,123 @@
+"""EIIL (Creager et al., ICML 2021, Environment Inference for Invariant Learning) with GroupDRO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.mixing import Data
+from models.debiasing.base import Debiasing, losses_of, reference_logits, refuse_empty
+
+
+def scale_gradients(logits: Tensor, y: Tensor) -> Tensor:
+    """d loss_i / d s of the binary cross entropy of s * logits at s = 1; float [N]."""
+    return logits * (torch.sigmoid(logits) - y)
+
+
+def soft_environments(
+    logits: Tensor, y: Tensor, *, steps: int, lr: float, generator: torch.Generator
+) -> Tensor:
+    """Probability q float [N] of each example to belong to the second of two environments.
+
+    Maximises (Creager 2021, by gradient ascent) the mean over both environments of
+    the squared IRMv1 penalty | d/ds 1/N sum_i q_i loss_i(s * f) |^2 at s = 1, the other one with
+    1 - q. logits float [N] of the frozen reference, y in {0, 1} [N]; q = sigmoid(w), w ~ N(0, 1).
+    """
+    # At fixed logits each example's derivative is a constant, so no graph of losses is needed.
+    g = scale_gradients(logits.double(), y.double())
+    w = torch.randn(len(g), generator=generator, dtype=torch.float64).to(g.device)
+    w.requires_grad_(True)
+    optimizer = torch.optim.Adam([w], lr=lr)
+    for _ in range(steps):
+        q = torch.sigmoid(w)
+        penalty = ((q * g).mean() ** 2 + ((1 - q) * g).mean() ** 2) / 2
+        optimizer.zero_grad(set_to_none=True)
+        (-penalty).backward()
+        optimizer.step()
+    return torch.sigmoid(w).detach().float()
+
+
+def infer_environments(
+    data: Data, settings, seed: int, folder: Path, options: dict, method: str
+) -> tuple[np.ndarray, list[dict]]:
+    """(environment 0 or 1 of each training row, int64 [N]; the reference's log).
+
+    The reference is ERM for options["reference_epochs"] epochs; the split is at q = 0.5.
+    """
+    epochs = options["reference_epochs"]
+    logits, log = reference_logits(data, settings, seed, folder / "reference", epochs)
+    q = soft_environments(
+        torch.from_numpy(logits), torch.from_numpy(data.real.y), steps=options["inference_steps"],
+        lr=options["inference_lr"], generator=torch.Generator().manual_seed(seed),
+    )
+    environments = (q > 0.5).long().numpy()
+    sizes = np.bincount(environments, minlength=2)
+    refuse_empty(int(sizes.min()), method, "reference_epochs", epochs)
+    log[-1] |= {"environments": sizes.tolist()}
+    return environments, log
+
+
+def group_means(losses: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Mean loss of every group float [count], 0 for one without samples; groups int64 [B]."""
+    member = F.one_hot(groups, count).to(losses.dtype)
+    return (losses @ member) / member.sum(0).clamp_min(1)
+
+
+class EIIL(Debiasing):
+    """GroupDRO over the two environments that EIIL infers from an early ERM model.
+
+    GroupDRO (Sagawa 2020, algorithm 1): p_e <- p_e exp(step * loss_e), normalised, and a step on
+    sum_e p_e loss_e. The groups are the 2 inferred environments, not class x environment: with
+    one logit and fixed predictions the optimum separates the examples the reference gets right
+    from those it gets wrong, whatever their class.
+    Departures: SGD with the setting's recipe; nothing is tuned on group labels. The paper uses
+    IRM on Colored MNIST and GroupDRO on Waterbirds and CivilComments; here it is always GroupDRO.
+    """
+
+    defaults = {
+        "reference_epochs": 1,  # short and underfit, about 1 epoch on CelebA; decides the split
+        "inference_steps": 10_000,  # reference implementation
+        "inference_lr": 1e-3,  # Adam, reference implementation
+        "group_step": 0.01,  # eta of GroupDRO, Sagawa 2020
+    }
+    ranges = {
+        "reference_epochs": (1, 10**6), "inference_steps": (1, 10**7),
+        "inference_lr": (1e-8, 1e3), "group_step": (0.0, 1e3),
+    }
+
+    def __init__(self, model, recipe, *, environments: np.ndarray, **rest):
+        device = next(model.parameters()).device
+        self.environments = torch.from_numpy(environments).to(device)  # int64 [N]
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        environments, log = infer_environments(data, settings, seed, folder, options, "EIIL")
+        return {"environments": environments}, data.real, log
+
+    def setup(self) -> None:
+        super().setup()
+        self.weights = torch.full((2,), 0.5, device=self.environments.device)
+
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        index, x, y, _ = batch
+        with self.precision(x):
+            means = group_means(losses_of(self.model, x, y), self.environments[index], 2)
+        raised = self.weights * torch.exp(self.options["group_step"] * means.detach())
+        self.weights = raised / raised.sum()
+        loss = self.weights @ means
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.weights = state["weights"]

@@ -1,0 +1,122 @@
+"""LfF (Nam et al., NeurIPS 2020, Learning from Failure)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.mixing import Data
+from models.debiasing.base import Debiasing
+from models.method import Method
+from models.strategies import new_model
+
+SECOND_NETWORK = 1_000_003  # added to the seed, so that the two networks start differently
+
+
+def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float) -> Tensor:
+    """(1 - p_y^q) / q, float [B] (Nam 2020); logits float [B], y in {0, 1} [B].
+
+    Its gradient is p_y^q times that of the cross entropy; the reference multiplies by q once more.
+    """
+    log_p = F.logsigmoid(torch.where(y == 1, logits, -logits))
+    return -torch.expm1(q * log_p) / q  # p**q has no gradient where p underflows to 0
+
+
+def running_mean(table: Tensor, index: Tensor, losses: Tensor, decay: float) -> Tensor:
+    """`table` float [N] after index int64 [B] saw losses [B]: decay * old + (1 - decay) * new.
+
+    A sample's first loss is taken whole; -1 in the table marks one that was never seen.
+    """
+    old = table[index]
+    mean = torch.where(old < 0, losses, decay * old + (1 - decay) * losses)
+    return table.index_copy(0, index, mean)
+
+
+def over_class_maximum(table: Tensor, y_table: Tensor, index: Tensor) -> Tensor:
+    """table[index] divided by the largest value of the same class in the whole table; [B]."""
+    largest = torch.stack([torch.where(y_table == c, table, 0.0).max() for c in (0, 1)])
+    return table[index] / largest.clamp_min(1e-8)[y_table[index]]  # all-zero losses stay 0
+
+
+def relative_difficulty(biased: Tensor, debiased: Tensor) -> Tensor:
+    """W = L_b / (L_b + L_d + 1e-8) (Nam 2020), of normalised losses float [B]."""
+    return biased / (biased + debiased + 1e-8)
+
+
+class LfF(Debiasing):
+    """A network that fits what is easy, and a second one trained on what the first one fails at.
+
+    Biased network: generalised cross entropy. Debiased network (the result): cross entropy
+    weighted by W, where the losses in W are per-sample moving averages over the training set
+    divided by their class's maximum; both networks learn in every step.
+    Departures: SGD with the setting's recipe for both networks (the paper: Adam 1e-4 on CelebA).
+    A step costs twice ERM's.
+    """
+
+    defaults = {
+        "q": 0.7,  # exponent of the biased network's loss, the paper's value
+        "decay": 0.7,  # of the per-sample moving average, reference implementation
+    }
+    ranges = {"q": (1e-6, 1.0), "decay": (0.0, 0.999999)}
+
+    def __init__(self, model: nn.Module, recipe, *, biased: nn.Module, y: np.ndarray, **rest):
+        self.biased_model = biased
+        self.y = torch.from_numpy(y).to(next(model.parameters()).device)  # int64 [N]
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        biased = new_model(settings, seed + SECOND_NETWORK)
+        return {"biased": biased, "y": data.real.y}, data.real, []
+
+    def setup(self) -> None:
+        super().setup()
+        self.biased = Method(self.biased_model, self.recipe, autocast=self.autocast)
+        self.averages = torch.full((2, len(self.y)), -1.0, device=self.y.device)
+
+    def train_mode(self) -> None:
+        super().train_mode()
+        self.biased.train_mode()
+
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        index, x, y, _ = batch
+        with self.precision(x):
+            logits_b = self.biased_model(x).squeeze(1).float()
+            logits_d = self.model(x).squeeze(1).float()
+        losses_d = F.binary_cross_entropy_with_logits(logits_d, y.float(), reduction="none")
+        with torch.no_grad():
+            losses_b = F.binary_cross_entropy_with_logits(logits_b, y.float(), reduction="none")
+            averages = [
+                running_mean(table, index, losses, self.options["decay"])
+                for table, losses in zip(self.averages, (losses_b, losses_d), strict=True)
+            ]
+            self.averages = torch.stack(averages)
+            weight = relative_difficulty(
+                *(over_class_maximum(table, self.y, index) for table in self.averages)
+            )
+        loss_b = generalised_cross_entropy(logits_b, y, self.options["q"]).mean()
+        loss_d = (weight * losses_d).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.biased.optimizer.zero_grad(set_to_none=True)
+        (loss_b + loss_d).backward()
+        self.optimizer.step()
+        self.biased.optimizer.step()
+        return (loss_b + loss_d).detach()
+
+    def end_epoch(self) -> None:
+        super().end_epoch()
+        self.biased.end_epoch()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {
+            "biased": self.biased.state_dict(), "averages": self.averages,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.biased.load_state_dict(state["biased"])
+        self.averages = state["averages"]

@@ -1,0 +1,38 @@
+"""A method's own hyper-parameters from the command line: `--set NAME=VALUE ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from utils.errors import UserError
+
+
+def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:
+    """`defaults` with the values of `pairs` ("NAME=VALUE") in place, each in its default's type.
+
+    ranges: name -> (lowest, highest) value, both allowed. Raises UserError for text without "=",
+    a name the method does not have, a name given twice, a value of another type or out of range.
+    """
+    values = dict(defaults)
+    seen = set()
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write NAME=VALUE without blanks")
+        if name not in defaults:
+            known = ", ".join(f"{key} ({value})" for key, value in defaults.items()) or "none"
+            raise UserError(f"--set {name}: {method} has no such hyper-parameter; it has: {known}")
+        if name in seen:
+            raise UserError(f"--set {name} is given twice")
+        seen.add(name)
+        kind = type(defaults[name])
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise UserError(f"--set {pair}: {name} of {method} must be {wanted}") from None
+        low, high = ranges[name]
+        if not low <= value <= high:
+            raise UserError(f"--set {pair}: {name} of {method} must lie between {low} and {high}")
+        values[name] = value
+    return values
