@@ -16,7 +16,9 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -24,6 +26,36 @@ from pathlib import Path
 PWRITE = os.pwrite
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+
+class ForkServer:
+    """This file as a process; `modules` are imported there before any child is forked."""
+
+    def __init__(self, *modules: str):
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *modules], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.output,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def run(self, *commands: list[str], **request) -> tuple[int, int]:
+        """(exit code or minus the signal, events) of the commands, one after the other."""
+        self.process.stdin.write(json.dumps({"commands": commands, **request}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["status"], answer["events"]
+
+    def printed(self) -> str:
+        """All that the children wrote so far."""
+        self.output.seek(0)
+        return self.output.read()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+        self.output.close()
 
 
 class Saboteur:

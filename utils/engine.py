@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import signal
@@ -16,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import atomic_path, write_atomic
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again (EX_TEMPFAIL)
 
@@ -55,15 +54,20 @@ class Preemption:
 PREEMPTION = Preemption()
 
 
-def predictions(method, loader) -> np.ndarray:
-    """0/1 predictions int64 [N] in table order; one host synchronisation at the end.
+def logits_of(method, loader) -> np.ndarray:
+    """Logits float32 [N] in table order; one host synchronisation at the end.
 
     Raises UserError where the model's output is not finite: NaN > 0 would count as class 0.
     """
     logits = torch.cat([method.predict(x) for _, x, _, _ in loader.epoch(0)]).cpu().numpy()
     if not np.isfinite(logits).all():
         raise UserError("the model's output is not finite (NaN); lower the learning rate")
-    return (logits > 0).astype(np.int64)
+    return logits
+
+
+def predictions(method, loader) -> np.ndarray:
+    """0/1 predictions int64 [N] in table order. Raises UserError as `logits_of`."""
+    return (logits_of(method, loader) > 0).astype(np.int64)
 
 
 def accuracy(method, loader) -> float:
@@ -73,10 +77,14 @@ def accuracy(method, loader) -> float:
 
 def save_torch(path: Path, value) -> None:
     """torch.save, atomically. The same tensors give the same bytes, whatever the file's name."""
-    # Not torch.save(value, path): that stores the temporary name and hides a full disk's OSError.
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_atomic(path, buffer.getbuffer())
+    # An open file, not its path: torch would store the temporary file's name.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _load_state(path: Path, device) -> dict:

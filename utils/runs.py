@@ -24,7 +24,8 @@ CODE_VERSION = 1  # raise it when a change of the code changes results: no older
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless")
 
 RECORD = {"fingerprint", "notes", "environment"}  # what config.json holds beside the configuration
-WORK = ("state.pt", "mask.json", "model.pt", "metrics.json", "done")  # what a run has computed
+# What a run has computed; reference/ is the first stage of a two-stage method.
+WORK = ("state.pt", "mask.json", "model.pt", "metrics.json", "reference", "done")
 
 
 def fingerprint(config: dict[str, Any]) -> str:

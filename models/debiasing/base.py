@@ -8,6 +8,7 @@ the validation set, which needs no group labels.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,9 +24,9 @@ from datasets.mixing import Data
 from models import backbones
 from models.method import Method
 from models.strategies import new_model
-from utils.engine import fit
+from utils.engine import fit, logits_of
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import remove_leftovers, write_atomic
 
 
 def losses_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -83,14 +83,14 @@ def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int)
     """
     done = folder / "logits.npy"
     if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
         recipe = replace(settings.pretrain, epochs=epochs)
         method = Method(new_model(settings, seed), recipe, autocast=settings.autocast)
         fit(method, data.loader(data.real, train=True), None, folder, "reference")
-        batches = data.loader(data.real, train=False).epoch(0)
-        logits = torch.cat([method.predict(x) for _, x, _, _ in batches]).cpu().numpy()
-        with atomic_path(done) as temporary, open(temporary, "wb") as file:
-            np.save(file, logits)
+        buffer = io.BytesIO()
+        np.save(buffer, logits_of(method, data.loader(data.real, train=False)))
+        write_atomic(done, buffer.getbuffer())
     for name in ("state.pt", "model.pt"):  # only an unfinished stage needs them
         (folder / name).unlink(missing_ok=True)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

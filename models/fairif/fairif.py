@@ -8,7 +8,7 @@ Protected labels of the training samples are never read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,10 @@ class Settings:
         """The keyword arguments of `inverse_hvp`."""
         keys = ("method", "damping", "product", "steps", "scale", "repeats", "seed")
         return {key: getattr(self, key) for key in keys}
+
+    def with_seed(self, seed: int) -> Settings:
+        """The same settings, with Gumbel noise, LiSSA's batches and the control drawn by `seed`."""
+        return replace(self, seed=seed, relaxation=replace(self.relaxation, seed=seed))
 
 
 class Reweighting(NamedTuple):

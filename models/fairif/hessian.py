@@ -55,9 +55,9 @@ def chosen_parameters(model: nn.Module, names: Sequence[str] | None = None) -> d
     names: parameters ("fc.weight") or modules ("fc", "layer4"). Raises UserError for a name that
     fits nothing.
     """
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
     if names is None:
-        return {name: p for name, p in parameters.items() if model.get_parameter(name).requires_grad}
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
     for wanted in names:
         if not any(name == wanted or name.startswith(f"{wanted}.") for name in parameters):
             raise UserError(
