@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,10 +25,8 @@ from models.debiasing.lff import (
 from models.debiasing.maple import environment_risk, hypergradient, project, sample_mask
 from models.method import Method
 from models.strategies import new_model
-from utils.engine import PREEMPTED, PREEMPTION, Recipe, fit
-from utils.errors import UserError
+from utils.engine import Recipe, fit
 from utils.metrics import fairness_metrics
-from utils.options import parse_options
 
 # --- CVaR ----------------------------------------------------------------------------------------
 

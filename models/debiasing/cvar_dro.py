@@ -16,7 +16,7 @@ def cvar(losses: Tensor, alpha: float) -> Tensor:
     """
     ordered = losses.sort(descending=True).values
     share = alpha * len(losses)
-    rank = torch.arange(len(losses), device=losses.device)
+    rank = torch.arange(len(losses), device=losses.device, dtype=losses.dtype)
     return (ordered * (share - rank).clamp(0, 1)).sum() / share
 
 
