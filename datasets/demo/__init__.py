@@ -81,7 +81,9 @@ def unpack(root: str | Path = "data/demo", archive: str | Path = ARCHIVE) -> Pat
             raise UserError(
                 f"the disk is full while unpacking {archive} to {root}; make room"
             ) from None
-        raise UserError(f"{archive} cannot be unpacked to {root}: {error.strerror}") from None
+        raise UserError(
+            f"{archive} cannot be unpacked to {root} ({error.strerror}); choose another folder"
+        ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
