@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# The experiments. Every line below can be pasted on its own; values can be set from the environment.
+# The experiments, one shell line each. Values can be set from the environment.
 #
-#   bash runner.sh            the demo, end to end, on 2 CPU cores and without any download
-#   bash runner.sh judge      how well the demo's generated faces show what their prompts say
-#   bash runner.sh table3     ERM, full fine-tuning and AIM-Fair on CelebA and UTKFace (needs a GPU)
+#   bash runner.sh                        the demo, end to end, on 2 CPU cores, without any download
+#   bash runner.sh judge                  how well its generated faces show what their prompts say
+#   bash runner.sh table4                 Table 4 on the demo: SETTING=demo is the default
+#   SETTING=celeba bash runner.sh table4  Table 4 as in the paper, CelebA Smiling/Male (needs a GPU);
+#   SETTING=celeba PROTECTED=Young ...    Smiling/Young; TARGET=Young for Young/Male
+#   SETTING=utkface bash runner.sh table3
 #
-# Stopped at any moment, the same command goes on; what is finished is not run again.
+# A table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Its
+# rows share the setting's pre-trained models, and a run that another table holds is copied. Stopped
+# at any moment, the same command goes on. The comments say what the paper prints: ACC / WST / EO of
+# CelebA Smiling/Male, EO in the worst case; with SETTING=celeba it stands beside ours (PAPER=no
+# leaves it out, where the paper has no such row).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,18 +20,20 @@ RESULTS=${RESULTS:-results}
 DATA=${DATA:-data}                     # everything unpacked, decoded or generated goes here
 PYTHON=${PYTHON:-python}
 METHODS=${METHODS:-erm full_finetuning aim_fair}
+CELEBA=${CELEBA:-$DATA/celeba}         # img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt
+UTKFACE=${UTKFACE:-$DATA/utkface}      # the *.jpg of the aligned and cropped archive
+SYNTHETIC=${SYNTHETIC:-$DATA/synthetic}
+SETTING=${SETTING:-demo}
 
 # --- demo ----------------------------------------------------------------------------------------
 # Sizes, epochs and rates were chosen on the demo's validation faces; see README, "The demo".
 demo() {
-  MODEL=demo PROMPTS=prompts/Smiling_Male_contextual_head_poses_50.json IMAGES_PER_CELL=300 \
-    OUT="$DATA/synthetic_demo" bash stable_diffusion/generation.sh
-  $PYTHON train.py --setting demo --methods $METHODS --seeds ${SEEDS:-100 200 300} \
-    --dataset demo --data-root "$DATA/demo" --synthetic-root "$DATA/synthetic_demo" \
-    --results "$RESULTS" --store-dir "$DATA/store" $DEMO_FLAGS "$@"
+  images contextual_head_poses_50
+  rows . "" --methods $METHODS "$@"
 }
-DEMO_FLAGS="--pretrained none --image-size 64 --size 1500 --synthetic-ratio 0.8 --batch-size 64
-  --pretrain-epochs 15 --pretrain-lr 0.01 --finetune-epochs 5 --finetune-lr 0.01"
+DEMO_NET="--pretrained none --image-size 64 --min-crop 0.4 --batch-size 32 --pretrain-lr 0.02"
+DEMO_FLAGS="$DEMO_NET --size 1500 --synthetic-ratio 0.8 --synthetic-biased-ratio 0.44
+  --pretrain-epochs 10 --milestone 8 --finetune-epochs 3 --finetune-lr 0.01"
 
 # A ResNet-18 trained on a balanced sample of the demo photographs judges the generated images.
 judge() {
@@ -32,8 +41,8 @@ judge() {
     protected=$([ $target = Smiling ] && echo Male || echo Smiling)
     $PYTHON train.py --setting "judge_$target" --methods erm --seeds 100 --dataset demo \
       --data-root "$DATA/demo" --target $target --protected $protected --minority 0.5 --size 3000 \
-      --pretrained none --image-size 64 --batch-size 64 --pretrain-epochs 15 --pretrain-lr 0.01 \
-      --results "$RESULTS" --store-dir "$DATA/store"
+      $DEMO_NET --pretrain-epochs 14 --milestone 11 --results "$RESULTS" \
+      --store-dir "$DATA/store"
   done
   $PYTHON -m stable_diffusion.audit \
     --images "$DATA/synthetic_demo/contextual_head_poses_50/Smiling_Male" \
@@ -41,32 +50,172 @@ judge() {
     --judge "$RESULTS/judge_Male/erm/seed100/classifier.pt"
 }
 
-# --- the paper's settings ------------------------------------------------------------------------
-# Expected (paper, Table 3, worst-case EO): CelebA Smiling/Male  ERM 89.23 / 71.52 / 23.84,
-#   full fine-tuning 88.77 / 82.74 / 6.83, AIM-Fair 89.02 / 84.20 / 6.07 (ACC / WST / EO).
-# Cost: 42,000 images a pair of attributes (generation.sh), then 10 seeds x 25 epochs a method.
-CELEBA=${CELEBA:-$DATA/celeba}         # img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt
-UTKFACE=${UTKFACE:-$DATA/utkface}      # the *.jpg of the aligned and cropped archive
-SYNTHETIC=${SYNTHETIC:-$DATA/synthetic}
-PAPER_SEEDS=${SEEDS:-100 200 300 400 500 600 700 800 900 1000}
-
-celeba() {  # target protected [table]
-  $PYTHON train.py --setting "celeba_$1_$2" --paper-table "${3:-3}" --methods $METHODS --seeds $PAPER_SEEDS \
-    --dataset celeba --data-root "$CELEBA" --target "$1" --protected "$2" --size 20000 \
-    --synthetic-root "$SYNTHETIC" --prompt-set contextual_head_poses_50 --results "$RESULTS" \
-    --store-dir "$DATA/store" --pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55
+# --- settings ------------------------------------------------------------------------------------
+choose() {  # sets FOLDER, SEEDS and FLAGS from SETTING, TARGET and PROTECTED
+  local target=Smiling protected=Male paper_seeds="100 200 300 400 500 600 700 800 900 1000"
+  [ "$SETTING" != utkface ] || { target=Female; protected=White; }
+  target=${TARGET:-$target} protected=${PROTECTED:-$protected}
+  FOLDER=${SETTING}_${target}_$protected
+  case $SETTING in
+    demo)
+      [ $target$protected != SmilingMale ] || FOLDER=demo
+      FLAGS=(--dataset demo --data-root "$DATA/demo" --synthetic-root "$DATA/synthetic_demo" $DEMO_FLAGS) ;;
+    celeba)
+      FLAGS=(--dataset celeba --data-root "$CELEBA" --size 20000) ;;
+    utkface)
+      FLAGS=(--dataset utkface --data-root "$UTKFACE" --size 10000 --test-size 3200) ;;
+    *) echo "error: SETTING=$SETTING is none of demo, celeba and utkface" >&2; exit 2 ;;
+  esac
+  if [ $SETTING = demo ]; then SEEDS=${SEEDS:-100 200 300}; else
+    SEEDS=${SEEDS:-$paper_seeds}
+    FLAGS+=(--synthetic-root "$SYNTHETIC" --pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55)
+  fi
+  FLAGS+=(--target $target --protected $protected --results "$RESULTS" --store-dir "$DATA/store")
 }
-utkface() {
-  $PYTHON train.py --setting utkface_Female_White --paper-table 3 --methods $METHODS --seeds $PAPER_SEEDS \
-    --dataset utkface --data-root "$UTKFACE" --target Female --protected White --size 10000 \
-    --test-size 3200 --synthetic-root "$SYNTHETIC" --prompt-set contextual_head_poses_50 \
-    --results "$RESULTS" --store-dir "$DATA/store" --pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55
+rows() {  # folder of the table, its number in the paper or "", flags of train.py
+  local flags=("${FLAGS[@]}")
+  if [ -n "$2" ] && [ $SETTING != demo ] && [ "${PAPER:-}" != no ]; then flags+=(--paper-table "$2"); fi
+  local folder=$FOLDER/$1
+  $PYTHON train.py --setting "${folder%/.}" "${flags[@]}" --seeds $SEEDS "${@:3}"
 }
-table3() { celeba Smiling Male; celeba Smiling Young; utkface; }
-table11() { celeba Male Young 11; }  # generated images: those of Young/Male with the cells transposed
+best() {  # folder, name, the paper's row, rows to choose from by validation accuracy
+  $PYTHON -m utils.best "$RESULTS/$FOLDER/$1" --name "$2" --paper-row "$3" --rows "${@:4}"
+}
+images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
+  [ $SETTING = demo ] || return 0
+  for set in "$@"; do
+    MODEL=demo PROMPTS=prompts/Smiling_Male_$set.json IMAGES_PER_CELL=${IMAGES_PER_CELL:-300} \
+      OUT="$DATA/synthetic_demo" bash stable_diffusion/generation.sh
+  done
+}
+each() { for block in stem layer1 layer2 layer3 layer4 fc; do echo "$1_$block"; done; }
+on_demo() { if [ $SETTING = demo ]; then echo "$1"; else echo "$2"; fi; }
 
-case "${1:-demo}" in
-  demo | judge | table3 | table11 | utkface) "${1:-demo}" "${@:2}" ;;
-  celeba) celeba "${2:-Smiling}" "${3:-Male}" ;;
-  *) echo "error: no experiment '$1'; there are: demo judge table3 table11 celeba utkface" >&2; exit 2 ;;
+# --- tables --------------------------------------------------------------------------------------
+# ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
+# JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
+table1() { debiasing table1 1; }
+debiasing() {  # folder, number, further flags; the demo's JTT is scaled to about twice ERM's images
+  rows "$1" "$2" --methods erm cvar_dro eiil lff maple aim_fair "${@:3}"
+  rows "$1" "$2" --methods jtt "${@:3}" $(on_demo "--set first_epochs=5 upweight=10" "")
+}
+# 50%: ERM 87.50/67.80/26.10, AIM-Fair 88.85/83.99/6.28; 25%: 87.10/65.90/27.70, 88.89/82.54/7.59;
+# 10%: 86.90/62.80/28.90, 87.90/81.73/8.16
+table2() {
+  local size; size=$(echo "${FLAGS[*]}" | sed -E 's/.*--size ([0-9]+).*/\1/')
+  for share in 50 25 10; do
+    debiasing table2/$share "2 ($share%)" --size $((size * share / 100))
+  done
+}
+# ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
+# repairing 89.72/75.05/21.18, linear probing 89.69/77.41/17.51, full 88.77/82.74/6.83,
+# AIM-Fair 89.02/84.20/6.07. Cost: 42,000 images a pair of attributes, then 10 seeds x 25 epochs a row.
+table3() {
+  rows table3 3 --methods erm synthetic_only data_supplementation data_repairing linear_probing \
+    full_finetuning aim_fair
+}
+# best random 89.33/82.17/9.11, update one block 90.04/80.64/12.45, freeze one 89.06/83.48/7.00,
+# cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Ours beside them: a random mask of AIM-Fair's
+# size, and AIM-Fair with batch norm's running statistics frozen too.
+RANDOM_ROWS="random_40 random_55 random_70 random_85"
+table4() {
+  rows table4 4 --methods $RANDOM_ROWS random_mask $(each update) $(each freeze) aim_fair
+  rows table4 4 --methods aim_fair --criterion cosine --name aim_fair_cosine \
+    --paper-row "Selective fine-tuning (cosine similarity)"
+  rows table4 "" --methods aim_fair --batch-norm freeze --name aim_fair_frozen_batch_norm
+  best table4 best_random "Best random selection" $RANDOM_ROWS
+  best table4 best_update "Best sub-tuning (update one block)" $(each update)
+  best table4 best_freeze "Best sub-tuning (freeze one block)" $(each freeze)
+  $PYTHON -m utils.tables "$RESULTS/$FOLDER/table4" --baseline aim_fair
+  $PYTHON -m utils.masks "$RESULTS/$FOLDER/table4"
+}
+# trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
+# contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87
+table5() {
+  images plain contextual_25 contextual_50 contextual_head_poses_50
+  prompts() { rows table5 5 --methods synthetic_only --prompt-set $1 --name $1 --paper-row "$2"; }
+  prompts plain "Plain prompt (1)"
+  prompts contextual_25 "Contextual prompts (25)"
+  prompts contextual_50 "Contextual prompts (50)"
+  prompts contextual_head_poses_50 "Contextual + head poses (50)"
+}
+# full 88.77/82.74/6.83; 4:6 89.23/83.90/8.78, 3:7 88.90/83.52/7.72, 2:8 88.97/83.16/7.30,
+# 1:9 89.02/84.20/6.07
+table6() {
+  rows table6 6 --methods full_finetuning
+  for m in 4 3 2 1; do
+    rows table6 6 --methods aim_fair --synthetic-minority 0.$m --name aim_fair_${m}_$((10 - m)) \
+      --paper-row "AIM-Fair $m:$((10 - m))"
+  done
+}
+# 0.5x 89.51/80.80/10.31, 1x 89.02/84.20/6.07, 1.5x 88.34/81.25/7.13, 2x 88.81/83.36/6.08
+# Table 10, UTKFace: ERM 88.86/79.58/16.59, 0.5x 88.91/82.61/6.74, 1x 88.30/84.26/4.81,
+# 1.5x 88.23/83.70/5.45, 2x 88.98/83.04/6.73. The demo has images for 0.8x.
+table7() {
+  local number=7; [ $SETTING != utkface ] || { number=10; rows table10 10 --methods erm; }
+  for ratio in $(on_demo "0.2 0.4 0.6 0.8" "0.5 1 1.5 2"); do
+    rows table$number $number --methods aim_fair --synthetic-ratio $ratio \
+      --name aim_fair_${ratio}x --paper-row "AIM-Fair ${ratio}x synthetic"
+  done
+}
+table10() { if [ $SETTING != demo ]; then SETTING=utkface; choose; fi; table7; }
+# ViT-S/32; EO is the mean of the two differences here: ERM 89.00/71.12/20.18, synthetic only
+# 86.19/83.73/2.32, supplementation 88.97/72.89/19.72, full 89.37/83.95/4.17, LoRA 90.79/86.20/3.14,
+# LTGC 88.75/78.17/17.20, AIM-Fair 90.89/87.79/3.27
+table8() {
+  rows table8 "8 (ViT-S/32)" --backbone vit_small_patch32 --top-k 0.887 --methods erm \
+    synthetic_only data_supplementation full_finetuning lora ltgc aim_fair
+}
+# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07
+table9() { rows table9 9 --methods erm ltgc aim_fair; }
+# Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The generated
+# images are those of Young/Male with the cells transposed (on the demo: of Smiling/Male).
+table11() {
+  TARGET=Male PROTECTED=$(on_demo Smiling Young); choose
+  rows table11 11 --methods erm full_finetuning aim_fair
+}
+# the fine-tuning's rate, chosen on validation; the paper prints ten times these values
+rates() {
+  local names=()
+  for rate in $(on_demo "0.005 0.01 0.02" "0.04 0.05 0.06"); do
+    rows rates "" --methods aim_fair --finetune-lr $rate --name aim_fair_lr$rate
+    names+=(aim_fair_lr$rate)
+  done
+  best rates best_rate "" "${names[@]}"
+}
+
+# --- figures: drawn from saved runs; a missing run is made first ----------------------------------
+figure1() {  # accuracy against EO and WST of every strategy
+  table3; table4
+  $PYTHON -m utils.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
+}
+figure2() { rows figure2 "" --methods full_finetuning $(each freeze) aim_fair; }  # freezing one block
+figure5() {  # top-k; the paper's best is 55
+  for k in 40 45 50 55 60; do rows figure5 "" --methods aim_fair --top-k $k --name aim_fair_k$k; done
+}
+figure8() {  # where the selected tensors lie; the paper: mostly in early layers
+  rows figure8 "" --methods aim_fair
+  $PYTHON -m utils.masks "$RESULTS/$FOLDER/figure8"
+}
+celeba() { SETTING=celeba TARGET=${1:-Smiling} PROTECTED=${2:-Male}; choose; rows . 3 --methods $METHODS; }
+
+# --- FairIF --------------------------------------------------------------------------------------
+# Table 4 on the committed Adult, German and COMPAS files, offline, on one core. The paper's FairIF,
+# Acc / AOD / EOD: Adult 68.97 / .170 / .265, German 74.68 / .017 / .024, COMPAS 67.53 / .156 / .218;
+# summary.md prints them beside ours, with the control of shuffled weights.
+fairif-table4() {
+  for model in ${MODELS:-logistic mlp}; do
+    $PYTHON -m models.fairif.tables --model $model --splits ${SPLITS:-20} --results "$RESULTS" "$@"
+  done
+}
+
+EXPERIMENTS="demo judge celeba table1 table2 table3 table4 table5 table6 table7 table8 table9 table10
+  table11 rates figure1 figure2 figure5 figure8 fairif-table4"
+name=${1:-demo}
+case " $(echo $EXPERIMENTS) " in
+  *" $name "*) ;;
+  *) echo "error: no experiment '$name'; there are:" $EXPERIMENTS >&2; exit 2 ;;
 esac
+choose
+case $name in table* | figure* | rates) images contextual_head_poses_50 ;; esac
+"$name" "${@:2}"

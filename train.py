@@ -25,13 +25,15 @@ from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import METHODS
 from models.backbones import BACKBONES, parameter_names
+from models.debiasing.edits import load_edits
 from models.selection import CRITERIA, resolve_k
-from utils import plots, tables
+from utils import plots, report, tables
 from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
 from utils.files import remove_leftovers, write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.runs import claim, exclusive, finish, list_digest
+from utils.options import parse_options
+from utils.runs import adopt, claim, exclusive, finish, list_digest
 
 
 def number(kind, low, high, *, open_low=False):
@@ -65,10 +67,14 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[100],
                    help="the paper: 100 200 ... 1000")
     g.add_argument("--setting", default="demo", help="folder under --results")
+    g.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                   help="hyper-parameters of a single method, as in its file under models/")
     g.add_argument("--name", default=None,
                    help="folder of a single method, its own name where not given")
     g.add_argument("--paper-table", default=None,
                    help="print the rows of this table of the paper beside ours, such as 3")
+    g.add_argument("--paper-row", default=None,
+                   help="row of that table a single method stands for, where not its own name")
     g.add_argument("--results", type=Path, default=Path("results"), help="root of all results")
 
     g = p.add_argument_group("data")
@@ -87,10 +93,14 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--test-size", type=count, default=None,
                    help="draw a balanced test set of this size, a multiple of 4")
     g.add_argument("--synthetic-root", type=Path, default=None, help="folder of generated images")
+    g.add_argument("--edits", type=Path, default=None,
+                   help="folder of edited training images, for diga: see stable_diffusion/edit.py")
     g.add_argument("--prompt-set", default="contextual_head_poses_50",
                    help="folder under --synthetic-root")
     g.add_argument("--synthetic-ratio", type=rate, default=1.0,
                    help="balanced synthetic images a real one")
+    g.add_argument("--synthetic-biased-ratio", type=number(float, 0.0, 1000, open_low=True),
+                   default=1.0, help="images of the mask's biased synthetic set a real one")
     g.add_argument("--synthetic-minority", type=share, default=0.1,
                    help="share of cells (0,0) and (1,1) in the mask's biased synthetic set")
 
@@ -100,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
                    help="initial weights: imagenet (downloaded once), none (random) or a file with "
                    "the state dict of torchvision's network")
     g.add_argument("--image-size", type=number(int, 16, 2048), default=224, help="side in pixels")
+    g.add_argument("--min-crop", type=number(float, 0.0, 1.0, open_low=True), default=0.08,
+                   help="smallest share of an image that a training crop holds, torchvision's")
     g.add_argument("--batch-size", type=number(int, 2, 2**20), default=128, help="in training")
     g.add_argument("--eval-batch-size", type=count, default=512, help="changes speed only")
     g.add_argument("--pretrain-epochs", type=count, default=15, help="on the real images")
@@ -133,13 +145,13 @@ def parser() -> argparse.ArgumentParser:
 # Flags that change no number: where things lie and on how much they run.
 NOT_RESULTS = {
     "methods", "seeds", "setting", "name", "results", "data_root", "synthetic_root", "workers",
-    "store_dir", "eval_batch_size", "paper_table",
+    "store_dir", "eval_batch_size", "paper_table", "paper_row", "set", "edits",
 }
 RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds
 DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs
 FINETUNE_ONLY = {
     "finetune_epochs", "finetune_lr", "top_k", "criterion", "batch_norm", "prompt_set",
-    "synthetic_ratio", "synthetic_minority",
+    "synthetic_ratio", "synthetic_biased_ratio", "synthetic_minority",
 }
 
 
@@ -147,6 +159,10 @@ def check_flags(args: argparse.Namespace) -> None:
     """What argparse cannot see, before any data is read. Raises UserError."""
     if args.name is not None and len(args.methods) > 1:
         raise UserError("--name names one run: give a single method with --methods")
+    if args.paper_row is not None and len(args.methods) > 1:
+        raise UserError("--paper-row is one method's row: give a single one with --methods")
+    if args.set and len(args.methods) > 1:
+        raise UserError("--set speaks of one method's settings: give a single one with --methods")
     for flag, parts in (("--setting", args.setting.split("/")), ("--name", [args.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
             raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
@@ -160,7 +176,8 @@ def check_flags(args: argparse.Namespace) -> None:
         names = parameter_names(BACKBONES[args.backbone](None))
     resolve_k(args.top_k, len(names))
     if args.paper_table is not None:
-        for row in filter(None, (getattr(METHODS[m], "paper_row", None) for m in args.methods)):
+        own = [getattr(METHODS[m], "paper_row", None) for m in args.methods]
+        for row in filter(None, [args.paper_row] if args.paper_row else own):
             try:
                 tables.paper_row(args.paper_table, row, args.dataset, args.target, args.protected)
             except UserError as error:
@@ -173,7 +190,10 @@ def weights_digest(path: Path) -> str:
         with open(path, "rb") as file:
             return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"--pretrained {path} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"--pretrained {path} cannot be read ({error.strerror}); give a weights file, imagenet "
+            "or none"
+        ) from None
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
@@ -186,6 +206,8 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     if args.pretrained not in ("none", "imagenet"):
         config["pretrained"] = weights_digest(Path(args.pretrained))
     args.config = config
+    first = METHODS[args.methods[0]]
+    args.options = parse_options(args.set, args.methods[0], first.defaults, first.ranges)
     args.pretrain_config = {k: v for k, v in config.items() if k not in FINETUNE_ONLY}
     args.autocast = torch.bfloat16 if args.precision == "bf16" else None
     common = {
@@ -213,11 +235,19 @@ def load_data(args: argparse.Namespace):
         synthetic = load_synthetic(
             args.synthetic_root, args.target, args.protected, args.prompt_set
         )
+    args.edited = None
+    if any(getattr(METHODS[name], "needs_edits", False) for name in args.methods):
+        if args.edits is None:
+            raise UserError(
+                "--edits is missing: edit the training images with python -m stable_diffusion.edit "
+                "and give their folder, or leave diga out of --methods"
+            )
+        args.edited = load_edits(args.edits, splits.train)
     args.digests = {
         key: list_digest(table)
         for key, table in (
             ("real", splits.train), ("val", splits.val), ("test", splits.test),
-            ("synthetic", synthetic),
+            ("synthetic", synthetic), ("edited", args.edited),
         )
         if table is not None
     }
@@ -225,17 +255,11 @@ def load_data(args: argparse.Namespace):
     return splits, synthetic
 
 
-def training_tables(name: str, data: Data) -> list:
-    """The image tables a method learns from. Raises UserError where they cannot be drawn."""
-    if not METHODS[name].needs_synthetic:
-        return [data.real]
-    return [data.real, data.synthetic_balanced, data.synthetic_biased]
-
-
 def check_sizes(datas: list[Data], args: argparse.Namespace) -> None:
     """Too few images, for a cell or for a batch, is said before the first hour of training."""
     for data in datas:
-        for table in (table for name in args.methods for table in training_tables(name, data)):
+        used = [METHODS[name].tables(data).values() for name in args.methods]
+        for table in (table for tables_used in used for table in tables_used):
             if len(table) < args.batch_size:
                 raise UserError(
                     f"{table.name} gives {len(table)} images, fewer than a batch: lower "
@@ -246,28 +270,33 @@ def check_sizes(datas: list[Data], args: argparse.Namespace) -> None:
 def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
     """One method and seed, from its configuration to `done`."""
     method = METHODS[name]
-    setting = args.results / args.setting
-    folder = setting / (args.name or name) / f"seed{seed}"
+    top = args.results / args.setting.split("/")[0]  # its sub-settings share pre-trained models
+    folder = args.results / args.setting / (args.name or name) / f"seed{seed}"
     keys = args.config if method.needs_synthetic else args.pretrain_config
     lists = {f"{key}_list": args.digests.get(key) for key in ("real", "val", "test")}
     if method.needs_synthetic:
         lists["synthetic_list"] = args.digests["synthetic"]
-    config = {**keys, **lists, "method": name, "seed": seed}
+    if getattr(method, "needs_edits", False):
+        lists["edited_list"] = args.digests["edited"]
+    config = {**keys, **lists, **method.defaults, **args.options, "method": name, "seed": seed}
     with exclusive(folder, PREEMPTION.check):
-        notes = {"paper_table": args.paper_table, "paper_row": getattr(method, "paper_row", None)}
+        row = args.paper_row or getattr(method, "paper_row", None)
+        notes = {"paper_table": args.paper_table, "paper_row": row}
         done = claim(folder, config, notes if args.paper_table else None)
         if done and all((folder / file).exists() for file in RESULTS):
             finish(folder, DROPPED)
             print(f"{folder}: finished, reused", flush=True)
             return
+        if twin := adopt(folder, top, DROPPED):
+            print(f"{folder}: the same as {twin}, copied", flush=True)
+            return
         began = time.monotonic()
-        for table in filter(None, (data.val, data.test, *training_tables(name, data))):
+        tables_used = method.tables(data)
+        for table in filter(None, (data.val, data.test, *tables_used.values())):
             open_store(table, args.store_dir)  # an image that cannot be decoded stops here
-        save_list(data.real, folder / "train.csv")
-        if method.needs_synthetic:
-            save_list(data.synthetic_balanced, folder / "synthetic_balanced.csv")
-            save_list(data.synthetic_biased, folder / "synthetic_biased.csv")
-        trained, log, _ = method.run(data, args, seed, folder, setting / "shared")
+        for list_name, table in tables_used.items():
+            save_list(table, folder / f"{list_name}.csv")
+        trained, log, _ = method.run(data, args, seed, folder, top / "shared")
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         validation = None
         if data.val is not None:
@@ -304,9 +333,12 @@ def main(argv: list[str] | None = None) -> None:
             run(name, data, args, data.seed)
     setting = args.results / args.setting
     with exclusive(setting, PREEMPTION.check):
-        remove_leftovers(setting / "figures")
+        for pictures in ("figures", "contact_sheets"):
+            remove_leftovers(setting / pictures)
         print(tables.write_summary(setting))
         plots.draw_all(setting)
+        report.write_contact_sheets(setting, {"real": splits.train, "generated": synthetic})
+        print(report.write_report(setting))
 
 
 if __name__ == "__main__":

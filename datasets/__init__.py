@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from datasets import celeba, demo, utkface
+from datasets import celeba, demo, fairface, utkface
 from datasets.base import Splits
 
 DATASETS: dict[str, Callable[..., Splits]] = {
     "celeba": celeba.load,  # photographs of celebrities, 40 attributes; Liu et al., ICCV 2015
     "utkface": utkface.load,  # photographs labelled by file name; Zhang et al., CVPR 2017
+    "fairface": fairface.load,  # Black and White faces; Karkkainen and Joo, WACV 2021
     "demo": demo.load,  # rendered faces committed with this repository, in CelebA's format
 }

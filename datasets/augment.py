@@ -58,11 +58,12 @@ def crop_boxes(
     indices: np.ndarray,
     height: int | np.ndarray,
     width: int | np.ndarray,
+    smallest: float = SCALE[0],
 ) -> np.ndarray:
     """int64 [B, 4], rows (top, left, height, width): torchvision's RandomResizedCrop.get_params.
 
-    `indices` int [B]; `height` and `width` of the images, one number or [B] each. A row depends on
-    (seed, epoch, its index, its image's size) alone.
+    `indices` int [B]; `height` and `width` of the images, one number or [B] each; `smallest` share
+    of an image's area, in (0, 1]. A row depends on (seed, epoch, its index, its image's size) alone.
     """
     indices = np.asarray(indices, np.int64)
     height = np.broadcast_to(np.asarray(height, np.int64), indices.shape)
@@ -76,7 +77,7 @@ def crop_boxes(
         area, ratio, top, side = (
             uniform(seed, epoch, rows, FIRST_TRY + 4 * trial + part) for part in range(4)
         )
-        area = big_h * big_w * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
+        area = big_h * big_w * (smallest + (SCALE[1] - smallest) * area)
         ratio = np.exp(np.log(RATIO[0]) + (np.log(RATIO[1]) - np.log(RATIO[0])) * ratio)
         w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         h = np.rint(np.sqrt(area / ratio)).astype(np.int64)

@@ -18,6 +18,8 @@ from utils.errors import UserError
 from utils.files import write_atomic
 
 CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a): the four cells of target and protected label
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
+MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
 READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
 
 
@@ -150,7 +152,9 @@ def _kind(path: str) -> str | None:
             # 0xFFD9 ends a JPEG and cannot occur inside its image data; some cameras pad after it
             if head == b"\xff\xd8\xff" and b"\xff\xd9" in file.read(64):
                 return None
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS or getattr(image, "is_animated", False):
+                return "unreadable"
             image.load()
     except Exception:  # noqa: BLE001 - Pillow's decoders raise many types, each means unusable
         return "unreadable"

@@ -11,7 +11,7 @@ import csv
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def _check_names(path: Path, names: list[str]) -> None:
     if outside:
         raise UserError(
             f"{path} names files outside the image folder ({named(outside, 5)}); "
-            "only plain file names are taken"
+            "mend these lines, only plain file names are taken"
         )
     if len(set(names)) != len(names):
         twice = [name for name, times in Counter(names).items() if times > 1]
@@ -202,14 +202,19 @@ def partitions(root: str | Path, target: str, protected: str, name: str = "celeb
     return _partitions(root, table, folder, target, protected, name)
 
 
-def _partitions(root, table, folder, target, protected, name) -> Splits:
-    attributes = table.drop(columns="partition")
-    for attribute in (target, protected):
-        if attribute not in attributes.columns:
+def require_attributes(root: Path, attributes: pd.DataFrame, names: Iterable[str]) -> None:
+    """Raise UserError for a name that is no column, listing those there are."""
+    for name in names:
+        if name not in attributes.columns:
             raise UserError(
-                f"{find(root, 'list_attr_celeba')} has no attribute '{attribute}'; "
+                f"{find(root, 'list_attr_celeba')} has no attribute '{name}'; "
                 f"it has: {', '.join(attributes.columns)}"
             )
+
+
+def _partitions(root, table, folder, target, protected, name) -> Splits:
+    attributes = table.drop(columns="partition")
+    require_attributes(root, attributes, (target, protected))
     parts = [
         image_table(
             attributes[table["partition"] == number], folder, target, protected, f"{name} {part}"

@@ -89,6 +89,8 @@ def check_celeba(root: Path, pairs, official: bool) -> tuple[list[str], list[str
     """Print the cells of every split; return (differences, image paths)."""
     table = celeba.read_table(root)
     attributes = table.drop(columns="partition")
+    wanted = [*pairs, *(CELEBA_LISTS if official else ())]
+    celeba.require_attributes(root, attributes, [name for pair in wanted for name in pair])
     for target, protected in pairs:
         print(f"{target}/{protected}: images, and by {target}_{protected}")
         for number, part in enumerate(celeba.PARTITIONS):

@@ -31,14 +31,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.base import ImageTable, named
+from datasets.base import FORMATS, MAX_PIXELS, ImageTable, named
 from utils.errors import UserError
 from utils.files import atomic_path
 
 VERSION = 1  # raise it whenever decoding changes: older stores are then not read
 DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
-MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
 MAX_SIZES = 4
 UPRIGHT = {  # what undoes each EXIF orientation but 1
     2: Image.Transpose.FLIP_LEFT_RIGHT,

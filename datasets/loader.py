@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from datasets.augment import (
+    SCALE,
     crop_boxes,
     flip_mask,
     normalise,
@@ -59,7 +60,8 @@ class Loader:
     `attributes=False` delivers a = -1: a method that was not granted the protected attribute cannot
     see it. `store_dir`: see image_store.open_store. `workers`: threads that prepare batches where
     the images are not on the device. Raises UserError for sizes below 1, for an empty table, for
-    images that cannot be decoded and where drop_last would leave no batch.
+    images that cannot be decoded and where drop_last would leave no batch. `min_crop`: the smallest
+    share of an image that a training crop holds, in (0, 1].
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Loader:
         attributes: bool = False,
         store_dir: str | Path | None = None,
         workers: int = 1,
+        min_crop: float = SCALE[0],
     ):
         for name, value in (
             ("batch size", batch_size),
@@ -92,6 +95,7 @@ class Loader:
         self.table = table
         self.batch_size = batch_size
         self.image_size = image_size
+        self.min_crop = min_crop
         self.train = train
         self.device = torch.device(device)
         self.seed = seed
@@ -157,7 +161,7 @@ class Loader:
             return _Plan(rows, whole, np.zeros(len(rows), bool))
         rows = shuffled(self.seed, k, len(self.table))
         height, width = self.store.sizes[rows].T
-        boxes = crop_boxes(self.seed, k, rows, height, width)
+        boxes = crop_boxes(self.seed, k, rows, height, width, self.min_crop)
         return _Plan(rows, boxes, flip_mask(self.seed, k, rows))
 
     def _has_room(self) -> bool:

@@ -1,11 +1,10 @@
-"""The image tables of one setting and seed, and the training sets that strategies are made of."""
+"""The image tables of one setting and seed: what methods train on and take gradients over."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 
-from datasets.base import ImageTable, Splits
+from datasets.base import CELLS, ImageTable, Splits, concat
 from datasets.loader import Loader
 from datasets.subsets import balanced_counts, biased_counts, draw_cells
 from utils.errors import UserError
@@ -35,10 +34,35 @@ class Data:
 
     @cached_property
     def synthetic_biased(self) -> ImageTable:
-        """As many images as the real set, biased like it (--synthetic-minority)."""
-        counts = biased_counts(len(self.real), self.settings.synthetic_minority)
+        """As many images as the real set (the paper), biased like it (--synthetic-minority)."""
+        size = round(self.settings.synthetic_biased_ratio * len(self.real))
+        counts = biased_counts(size, self.settings.synthetic_minority)
         # Another stream than the balanced draw, or the two would share their first images.
         return draw_cells(self._synthetic(), counts, self.seed + 1_000_003)
+
+    @cached_property
+    def supplemented(self) -> ImageTable:
+        """The real images followed by all balanced synthetic ones (data supplementation)."""
+        return concat([self.real, self.synthetic_balanced], "real and synthetic images")
+
+    @cached_property
+    def repaired(self) -> ImageTable:
+        """The real images followed by synthetic ones of the scarce cells until all are as large.
+
+        Which real images are scarce is known from their protected labels: a strategy that trains on
+        this set declares uses_attributes = "train". Raises UserError where the real images have no
+        protected labels, NotEnoughImages where the generated ones do not suffice.
+        """
+        counts = self.real.counts()
+        if set(counts) != set(CELLS):
+            raise UserError(
+                f"data repairing fills the scarce cells of {self.real.name}, whose protected "
+                "labels are not all known; leave data_repairing and ltgc out of --methods"
+            )
+        largest = max(counts.values())
+        missing = {cell: largest - counts[cell] for cell in CELLS}
+        filling = draw_cells(self._synthetic(), missing, self.seed)
+        return concat([self.real, filling], "real images, repaired with synthetic ones")
 
     def loader(self, table: ImageTable, *, train: bool, attributes: bool = False) -> Loader:
         """Training batches (augmented, last one dropped) or evaluation batches of a table."""
@@ -46,12 +70,5 @@ class Data:
         return Loader(
             table, s.batch_size if train else s.eval_batch_size, image_size=s.image_size,
             train=train, device=s.device, seed=self.seed, drop_last=train, attributes=attributes,
-            store_dir=s.store_dir, workers=s.workers,
+            store_dir=s.store_dir, workers=s.workers, min_crop=s.min_crop,
         )
-
-
-# What a strategy trains on in its last stage.
-TRAINING_SETS: dict[str, Callable[[Data], ImageTable]] = {
-    "real": lambda data: data.real,
-    "synthetic": lambda data: data.synthetic_balanced,
-}

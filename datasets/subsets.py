@@ -33,7 +33,8 @@ class NotEnoughImages(SubsetError):
         total = sum(self.available[cell] for cell in CELLS)
         super().__init__(
             f"too few images for {what}: {short} ({total} images in all); "
-            "ask for fewer images or another minority share"
+            "ask for fewer images (--size, --test-size, --synthetic-ratio) or another minority "
+            "share (--minority, --synthetic-minority)"
         )
 
 
@@ -60,7 +61,10 @@ def biased_counts(size: int, minority: float = 0.1) -> dict[tuple[int, int], int
 def balanced_counts(size: int) -> dict[tuple[int, int], int]:
     """size/4 images in every cell. Raises SubsetError where size is no positive multiple of 4."""
     if isinstance(size, bool) or size != int(size) or size < 4 or size % 4:
-        raise SubsetError(f"a balanced set's size must be a positive multiple of 4, not {size}")
+        raise SubsetError(
+            f"a balanced set's size must be a positive multiple of 4, not {size}; change "
+            "--test-size or --synthetic-ratio"
+        )
     return dict.fromkeys(CELLS, int(size) // 4)
 
 

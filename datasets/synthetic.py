@@ -76,10 +76,10 @@ def read_list(path: str | Path) -> list[tuple[str, int, int]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            lines = list(reader)
+            columns, lines = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as csv ({error}); generate it again") from None
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+    missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise UserError(f"{path} lacks the column {', '.join(missing)}; generate it again")
     if not lines:
@@ -90,7 +90,7 @@ def read_list(path: str | Path) -> list[tuple[str, int, int]]:
         if not all(is_plain_name(part) for part in file.split("/")):
             raise UserError(
                 f"{path}, row {number}: '{file}' is no path inside {path.parent}; "
-                "only relative paths without '..' are taken"
+                "mend that row, only relative paths without '..' are taken"
             )
         if y not in ("0", "1") or a not in ("0", "1"):
             raise UserError(f"{path}, row {number}: labels '{y}' and '{a}' must be 0 or 1")

@@ -50,6 +50,15 @@ class Table:
         """The given rows (int [M]) in the given order."""
         return Table(self.name, self.x[rows], self.y[rows], self.a[rows], self.columns)
 
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The columns of every categorical attribute, which are named "attribute=value"."""
+        names = [column.partition("=") for column in self.columns]
+        found: dict[str, list[int]] = {}
+        for number, (attribute, equals, _) in enumerate(names):
+            if equals:
+                found.setdefault(attribute, []).append(number)
+        return tuple(map(tuple, found.values()))
+
     def counts(self) -> dict[tuple[int, int], int]:
         """Rows per cell (y, a)."""
         return {(y, a): int(((self.y == y) & (self.a == a)).sum()) for y, a in CELLS}
@@ -161,9 +170,9 @@ def _compas(root: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:
 
 
 def _one_hot(frame: pd.DataFrame, numeric: list[str]) -> pd.DataFrame:
-    """One 0/1 column for every value of every other column; numeric columns stay."""
+    """One 0/1 column "name=value" for every value of every other column; numeric columns stay."""
     categorical = [name for name in frame.columns if name not in numeric]
-    return pd.get_dummies(frame, columns=categorical, dtype=float)
+    return pd.get_dummies(frame, columns=categorical, prefix_sep="=", dtype=float)
 
 
 TABLES: dict[str, Callable[[Path], tuple[pd.DataFrame, pd.Series, pd.Series]]] = {

@@ -113,7 +113,7 @@ def load(
     if {target, protected} != set(ATTRIBUTES):
         raise UserError(
             f"UTKFace's target and protected attribute are {' and '.join(ATTRIBUTES)}, "
-            f"not {target} and {protected}"
+            f"not {target} and {protected}; change --target and --protected"
         )
     train = biased_counts(size, minority)
     held = {cell: train[cell] // 10 if val == "official" else 0 for cell in CELLS}

@@ -1,4 +1,5 @@
-"""The menu of methods: name -> an object with `uses_attributes`, `needs_synthetic` and `run`.
+"""The menu of methods: name -> an object with `uses_attributes`, `needs_synthetic` and `run`,
+and with `defaults` and `ranges` of the hyper-parameters that `--set` may change.
 
 To add a comparison strategy, add a row to STRATEGIES in models/strategies.py; to add a method of
 its own, write one file with a Method and add one line here.
@@ -6,6 +7,9 @@ its own, write one file with a Method and add one line here.
 
 from __future__ import annotations
 
+from models.debiasing import DEBIASING
+from models.fairif.method import FairIF
+from models.ltgc import LTGC
 from models.strategies import STRATEGIES
 
-METHODS = {**STRATEGIES}
+METHODS = {**STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF}

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 
 def _resnet(name: str):
@@ -23,29 +23,62 @@ def _resnet(name: str):
     return build
 
 
-BACKBONES = {name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50")}
+def _vit_s32(weights: dict | None) -> nn.Module:
+    """timm's ViT-S/32 for images of any size: position embeddings are resampled to the patches.
+
+    Images whose side is no multiple of 32 are padded. Table 8.
+    """
+    import timm  # seconds to import, and only this backbone needs it
+
+    model = timm.create_model(
+        "vit_small_patch32_224", num_classes=1000 if weights else 1, pretrained=False,
+        dynamic_img_size=True, dynamic_img_pad=True,
+    )
+    if weights is not None:
+        model.load_state_dict(weights)
+        model.reset_classifier(1)
+    return model
+
+
+RESNETS = ("resnet18", "resnet34", "resnet50")
+BACKBONES = {**{name: _resnet(name) for name in RESNETS}, "vit_small_patch32": _vit_s32}
+VIT_WEIGHTS = "timm/vit_small_patch32_224.augreg_in21k_ft_in1k"
+
+
+def _imagenet(name: str) -> dict:
+    """The ImageNet weights of a backbone, downloaded once. Raises UserError where they cannot."""
+    try:
+        if name in RESNETS:
+            enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+            source = enum.url
+            return enum.get_state_dict(progress=True, weights_only=True)
+        import timm
+
+        source = f"https://huggingface.co/{VIT_WEIGHTS}"
+        return timm.models.load_state_dict_from_hf(VIT_WEIGHTS, weights_only=True)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else reason[:200] + " ..."
+        raise UserError(
+            f"--pretrained imagenet: {source} cannot be downloaded ({reason}); give a local copy "
+            "(--pretrained FILE.pth) or start from random weights (--pretrained none)"
+        ) from None
 
 
 def build(name: str, pretrained: str = "none") -> nn.Module:
     """A backbone mapping float [B, 3, H, W] to one logit [B, 1].
 
     pretrained: "none" (random, from torch's seed), "imagenet" (torchvision's IMAGENET1K_V1, the
-    release's choice; downloaded once), or a file with the state dict of the ImageNet model. The
-    last layer is always new. Raises UserError where weights cannot be had or do not fit.
+    release's choice, or timm's augreg_in21k_ft_in1k for the ViT; downloaded once), or a file with
+    the state dict of the ImageNet model. The last layer is always new.
+    Raises UserError where weights cannot be had or do not fit.
     """
     if name not in BACKBONES:
         raise UserError(f"--backbone {name} is unknown; choose from {', '.join(BACKBONES)}")
     if pretrained == "none":
         return BACKBONES[name](None)
     if pretrained == "imagenet":
-        enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        try:
-            weights = enum.get_state_dict(progress=True, weights_only=True)
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
-            raise UserError(
-                f"--pretrained imagenet: {enum.url} cannot be downloaded ({error}); give a local "
-                "copy (--pretrained FILE.pth) or start from random weights (--pretrained none)"
-            ) from None
+        weights = _imagenet(name)
     else:
         weights = load_weights(Path(pretrained), "--pretrained")
     try:
@@ -55,7 +88,7 @@ def build(name: str, pretrained: str = "none") -> nn.Module:
         reason = reason if len(reason) < 200 else reason[:200] + " ..."
         raise UserError(
             f"--pretrained {pretrained} does not fit {name} ({reason}); give the state dict of "
-            f"torchvision's {name} or choose that file's --backbone"
+            f"the ImageNet {name} or choose that file's --backbone"
         ) from None
 
 
@@ -66,18 +99,12 @@ def load_weights(path: Path, flag: str) -> dict:
     except FileNotFoundError:
         raise UserError(f"{flag}: {path} does not exist") from None
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{flag}: {path} is not a weights file that loads with weights_only ({reason})"
+            f"{flag}: {path} is not a weights file that loads with weights_only ({reason(error)}); "
+            "give a state dict that torch.save wrote"
         ) from None
 
 
 def parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameter tensors in the model's own order (62 for ResNet-18)."""
     return [name for name, _ in model.named_parameters()]
-
-
-def block_of(tensor: str) -> str:
-    """The block a ResNet's parameter tensor belongs to: stem, layer1-4 or fc (Figure 2)."""
-    head = tensor.split(".")[0]
-    return head if head.startswith("layer") or head == "fc" else "stem"

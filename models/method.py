@@ -34,6 +34,11 @@ class Method:
         self.frozen_batch_norm = frozen_batch_norm
         self.setup()
 
+    @classmethod
+    def tables(cls, data) -> dict:
+        """Its image tables (datasets.mixing.Data), by the name of their saved list."""
+        return {"train": data.real}
+
     def setup(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         on_gpu = parameters[0].is_cuda

@@ -9,79 +9,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from datasets.mixing import TRAINING_SETS, Data
+from datasets.mixing import Data
 from models import backbones
 from models.finetune import freeze_all_but
-from models.method import Method, bce
-from models.selection import differences, resolve_k, select_tensors
+from models.lora import add_lora, merge_lora
+from models.method import Method
+from models.selectors import (
+    Selector,
+    adapters,
+    all_but_block,
+    every_tensor,
+    only_block,
+    output_layer,
+    random_of_same_size,
+    random_share,
+    sensitive_to_bias,
+)
+from utils.blocks import RESNET_BLOCKS
 from utils.engine import PREEMPTION, Recipe, fit
-from utils.errors import UserError
 from utils.files import write_json
-from utils.gradients import mean_gradients
 from utils.runs import claim, exclusive, fingerprint, finish, read_record
-
-
-def every_tensor(model, data: Data, settings, folder: Path) -> dict:
-    """All tensors: full fine-tuning."""
-    return {"tensors": dict.fromkeys(backbones.parameter_names(model), True), "criterion": "all"}
-
-
-def sensitive_to_bias(model, data: Data, settings, folder: Path) -> dict:
-    """AIM-Fair's mask: three mean gradients at the pre-trained weights, two rankings."""
-    names = backbones.parameter_names(model)
-    k = resolve_k(settings.top_k, len(names))
-    gradients = []
-    for title, table in (
-        ("gradient, real", data.real),
-        ("gradient, synthetic biased", data.synthetic_biased),
-        ("gradient, synthetic balanced", data.synthetic_balanced),
-    ):
-        loader = data.loader(table, train=True)
-        gradients.append(
-            mean_gradients(
-                model, loader.epoch(0), bce, count=len(loader), name=title, check=PREEMPTION.check
-            )
-        )
-    real, biased, balanced = gradients
-    try:
-        chosen = select_tensors(real, biased, balanced, k, settings.criterion)
-    except ValueError as error:
-        raise UserError(f"no mask: {error}; lower --pretrain-lr or look at the images") from None
-    if not chosen:
-        raise UserError(
-            f"the mask is empty: the two sets of {k} tensors share none; raise --top-k"
-        )
-    return {
-        "tensors": {name: name in chosen for name in names},
-        "k": k,
-        "criterion": settings.criterion,
-        "delta1": differences(real, biased, settings.criterion),
-        "delta2": differences(biased, balanced, settings.criterion),
-    }
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One row of the comparison; `run` carries it out in a run folder and returns the method."""
+    """One row of the comparison; `run` carries it out in a run folder and returns the method.
 
-    training_set: str
+    uses_attributes: which protected labels of the REAL images the row needs ("none" or "train").
+    The generated images' labels are those of their prompts and are nobody's annotation.
+    """
+
+    training_set: str  # "real", "synthetic_balanced", "supplemented" or "repaired" (mixing.Data)
     start: str  # "initial" or "pretrained"
-    tensors: Callable[..., dict] = every_tensor
+    tensors: Selector = every_tensor
     paper_row: str | None = None  # its name in paper_tables/aim_fair.csv
-    uses_attributes = "none"
+    uses_attributes: str = "none"
+    adapter: Callable[..., None] | None = None  # adds tensors to the pre-trained model
+    defaults: dict = field(default_factory=dict)  # hyper-parameters beside the flags
+    ranges: dict = field(default_factory=dict)
 
     @property
     def needs_synthetic(self) -> bool:
-        return self.training_set != "real" or self.tensors is sensitive_to_bias
+        return self.training_set != "real"
+
+    def tables(self, data: Data) -> dict:
+        """The image tables the row learns from, by the name of their saved list."""
+        tables = {"train": data.real}
+        if self.needs_synthetic:
+            tables |= {self.training_set: getattr(data, self.training_set)}
+        if self.tensors in (sensitive_to_bias, random_of_same_size):
+            tables |= {"synthetic_biased": data.synthetic_biased}
+        return tables
 
     def run(self, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
         """(method holding the kept model, log, mask or None)."""
-        train = TRAINING_SETS[self.training_set](data)
+        train = getattr(data, self.training_set)
         if self.start == "initial" and self.training_set == "real":
             model, log = pretrain(data, settings, seed, shared)
             return _method(model, settings.pretrain, settings), log, None
@@ -90,16 +77,51 @@ class Strategy:
             log = _fit(model, data, train, settings.pretrain, settings, folder, "pretrain")
             return _method(model, settings.pretrain, settings), log, None
         model, log = pretrain(data, settings, seed, shared)
+        if self.adapter is not None:
+            self.adapter(model, seed, **(self.defaults | settings.options))
         mask = _mask(self.tensors, model, data, settings, folder)
         freeze_all_but(model, {name for name, chosen in mask["tensors"].items() if chosen})
         log = log + _fit(model, data, train, settings.finetune, settings, folder, "finetune")
+        merge_lora(model)
         return _method(model, settings.finetune, settings), log, mask
 
 
+# The rows of Tables 3, 4, 8 and 9. A row with another value of a flag is no row of its own:
+# `--methods aim_fair --criterion cosine --name aim_fair_cosine` (see runner.sh).
 STRATEGIES: dict[str, Strategy] = {
     "erm": Strategy("real", "initial", paper_row="Baseline (ERM)"),
-    "full_finetuning": Strategy("synthetic", "pretrained", paper_row="Full fine-tuning"),
-    "aim_fair": Strategy("synthetic", "pretrained", sensitive_to_bias, paper_row="AIM-Fair"),
+    "synthetic_only": Strategy(
+        "synthetic_balanced", "initial", paper_row="Trained on synthetic data"
+    ),
+    "data_supplementation": Strategy("supplemented", "initial", paper_row="Data supplementation"),
+    "data_repairing": Strategy(
+        "repaired", "initial", paper_row="Data repairing", uses_attributes="train"
+    ),
+    "linear_probing": Strategy(
+        "synthetic_balanced", "pretrained", output_layer, paper_row="Linear probing"
+    ),
+    "full_finetuning": Strategy("synthetic_balanced", "pretrained", paper_row="Full fine-tuning"),
+    "random_40": Strategy("synthetic_balanced", "pretrained", random_share(0.40)),
+    "random_55": Strategy("synthetic_balanced", "pretrained", random_share(0.55)),
+    "random_70": Strategy("synthetic_balanced", "pretrained", random_share(0.70)),
+    "random_85": Strategy("synthetic_balanced", "pretrained", random_share(0.85)),
+    "random_mask": Strategy("synthetic_balanced", "pretrained", random_of_same_size),
+    **{
+        f"update_{block}": Strategy("synthetic_balanced", "pretrained", only_block(block))
+        for block in RESNET_BLOCKS
+    },
+    **{
+        f"freeze_{block}": Strategy("synthetic_balanced", "pretrained", all_but_block(block))
+        for block in RESNET_BLOCKS
+    },
+    "lora": Strategy(
+        "synthetic_balanced", "pretrained", adapters, paper_row="LoRA", adapter=add_lora,
+        # the paper gives neither; 8 and 8 are peft's defaults
+        defaults={"rank": 8, "alpha": 8.0}, ranges={"rank": (1, 10**4), "alpha": (1e-6, 1e6)},
+    ),
+    "aim_fair": Strategy(
+        "synthetic_balanced", "pretrained", sensitive_to_bias, paper_row="AIM-Fair"
+    ),
 }
 
 
@@ -141,9 +163,9 @@ def _fit(model, data: Data, train, recipe: Recipe, settings, folder: Path, name:
     return log
 
 
-def _mask(selector, model, data: Data, settings, folder: Path) -> dict:
+def _mask(selector: Selector, model, data: Data, settings, folder: Path) -> dict:
     """The mask, from the run folder where it was already computed."""
     path = folder / "mask.json"
     if not path.exists():
-        write_json(path, selector(model, data, settings, folder))
+        write_json(path, selector(model, data, settings))
     return read_record(path)

@@ -79,7 +79,7 @@ def tokenizer_count(folder: str | Path) -> Callable[[str], int]:
         from transformers import CLIPTokenizer  # seconds to import, and only needed here
 
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001 - the tokenizers' parser raises plain Exception
         raise UserError(
             f"--tokenizer {folder} holds no CLIP tokenizer (vocab.json and merges.txt); name "
             "such a folder, or leave the flag out for the estimate"
@@ -223,14 +223,14 @@ def _check_fields(document: dict) -> list[Failure]:
 def load_document(path: str | Path) -> dict:
     """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors' mark
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; name a prompt file, such as those in prompts/"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); name a prompt file in UTF-8") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
 
 
@@ -241,16 +241,17 @@ def check_file(
     path = Path(path)
     document = load_document(path)
     failures = check_cells(document, count_tokens)
-    if any(failure.rule == "file" for failure in failures):
+    if _check_fields(document):
         return failures
     expected = f"{document['target']}_{document['protected']}_{document['set']}.json"
     if path.name != expected:
         failures.append(Failure("file", f"by its content its name would be {expected}"))
     longer = path.with_name(expected.replace("contextual_25", "contextual_50"))
     if document["set"] == "contextual_25" and longer.is_file():
-        whole = load_document(longer).get("cells", {})
+        whole = load_document(longer)
+        broken = bool(_check_fields(whole))
         for cell, prompts in document["cells"].items():
-            if prompts != whole.get(cell, [])[:25]:
+            if broken or prompts != whole["cells"][cell][:25]:
                 failures.append(Failure("prefix", f"is not the first 25 of {longer.name}", cell))
     return failures
 

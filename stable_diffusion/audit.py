@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.image_store import decode
 from stable_diffusion.manifest import CELLS, read_table
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, reason
 from utils.files import atomic_path, write_json
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]
@@ -35,18 +36,13 @@ CLIP_TEXTS = {
 }
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
 def unreadable(paths: Sequence[Path]) -> list[Path]:
-    """Those of `paths` that do not decode to the last pixel."""
+    """Those of `paths` that training could not use: see image_store.decode."""
 
     def broken(path: Path) -> bool:
         try:
-            _open(path)
-        except (OSError, ValueError, SyntaxError):  # PIL raises SyntaxError for a broken PNG
+            decode(path)
+        except Exception:  # noqa: BLE001 - what Pillow's decoders raise varies
             return True
         return False
 
@@ -65,7 +61,7 @@ def agreement(
     right = 0
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), batch_size):
-            images = list(pool.map(_open, paths[start : start + batch_size]))
+            images = list(pool.map(decode, paths[start : start + batch_size]))
             right += int(((logits_fn(images) > 0) == bool(label)).sum())
     return right / len(paths) if paths else float("nan")
 
@@ -92,14 +88,15 @@ def load_judge(path: str | Path, device: torch.device) -> tuple[str, LogitsFunct
         if checkpoint["backbone"] != "resnet18":
             raise ValueError(f"backbone {checkpoint['backbone']}")
         target, size = str(checkpoint["target"]), int(checkpoint["image_size"])
+        if not 1 <= size <= 4096:
+            raise ValueError(f"image_size {size}")
         model = resnet18(weights=None)
         model.fc = torch.nn.Linear(model.fc.in_features, 1)
         model.load_state_dict(checkpoint["model"])
     except Exception as error:  # noqa: BLE001 - torch.load raises many classes
-        reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(
             f"--judge {given} is no ResNet-18 checkpoint of train.py ({type(error).__name__}: "
-            f"{reason}); it needs model, backbone, target and image_size"
+            f"{reason(error)}); it needs model, backbone, target and image_size"
         ) from None
     return target, partial(_judge_logits, model.eval().to(device), size, device)
 
@@ -142,7 +139,7 @@ def load_clip(name: str, attribute: str, device: torch.device) -> LogitsFunction
 
 def contact_sheet(paths: Sequence[Path], out: Path, grid: int = 10) -> None:
     """A PNG of the first grid * grid images in their own size; cells without an image are white."""
-    images = [_open(path) for path in paths[: grid * grid]]
+    images = [decode(path) for path in paths[: grid * grid]]
     width, height = images[0].size if images else (64, 64)
     sheet = Image.new("RGB", (grid * width, grid * height), "white")
     for i, image in enumerate(images):
@@ -160,7 +157,12 @@ def audit(
     "unreadable", "agreement": {attribute: share in [0, 1]}}}, "unreadable": [relative paths]}.
     """
     rows = read_table(folder / "manifest.csv")
-    target, protected = folder.name.split("_", 1)
+    target, _, protected = folder.name.partition("_")
+    if not target or not protected:
+        raise UserError(
+            f"--images: {folder} is not named <Target>_<Protected>, so nobody knows what its "
+            "labels mean; name it as generate.py did"
+        )
     made = [folder / row["path"] for row in rows if (folder / row["path"]).is_file()]
     broken = set(unreadable(made))
     cells = {}
@@ -171,7 +173,10 @@ def audit(
         shares = {}
         for name, attribute, logits_fn in judges:
             if attribute not in (target, protected):
-                raise UserError(f"{name} judges {attribute}, {folder.name} has no such attribute")
+                raise UserError(
+                    f"{name} judges {attribute}, which {folder.name} is not about; give a judge of "
+                    f"{target} or {protected}"
+                )
             shares[attribute] = agreement(logits_fn, good, y if attribute == target else a)
         cells[f"{y}_{a}"] = {
             "listed": len(listed),
@@ -211,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", type=int, default=10, help="n of the n x n contact sheets")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     args = parser.parse_args(arguments)
-    if args.grid < 1:
-        raise UserError(f"--grid {args.grid}: give at least 1")
+    if not 1 <= args.grid <= 100:
+        raise UserError(f"--grid {args.grid}: give a number from 1 to 100")
     root = Path(args.images)
     folders = sorted(
         path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}manifest.csv")

@@ -12,6 +12,7 @@ or --shard i/n) the processes share the work through the file system alone.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_sampler_flags(parser)
     _add_set_flags(parser)
     args = parser.parse_args(arguments)
+    if not args.out.strip():  # an unset shell variable: the images would lie in this folder
+        raise UserError("--out is empty; give the root folder of the images")
     for size in (args.balanced_per_cell, args.biased_majority, args.biased_minority):
         if size is not None and size > args.images_per_cell:
             raise UserError(
@@ -78,7 +81,7 @@ def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("sampler (default: the paper's, or what was measured for demo)")
     how.add_argument("--scheduler", choices=("ddim", "dpmsolver++"), help="paper: ddim (eta 0)")
     how.add_argument("--steps", type=_whole(1, 1000), help="paper: 50")
-    how.add_argument("--guidance", type=float, help="classifier-free guidance scale; paper: 9")
+    how.add_argument("--guidance", type=_scale, help="classifier-free guidance scale; paper: 9")
     how.add_argument("--height", type=_whole(8, 4096), help="pixels made; default: the model's own")
     how.add_argument("--width", type=_whole(8, 4096), help="pixels made; default: the model's own")
     how.add_argument(
@@ -146,6 +149,17 @@ def _whole(low: int, high: int | None = None):
     return convert
 
 
+def _scale(text: str) -> float:
+    """An argparse type: a guidance scale; far above the paper's 9 the latents overflow."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; it must be one from 0 to 100")
+    return value
+
+
 def _build_sampler(args: argparse.Namespace):
     """Load the model; returns (sampler, settings, batch size, saved size in pixels)."""
     from stable_diffusion import pipeline  # after the flags are checked: torch takes seconds
@@ -173,7 +187,7 @@ def _build_sampler(args: argparse.Namespace):
     height, width = args.height or own, args.width or own
     for flag, pixels in (("--height", height), ("--width", width)):
         if pixels % multiple:
-            raise UserError(f"{flag} {pixels}: this model makes multiples of {multiple} pixels")
+            raise UserError(f"{flag} {pixels}: this model makes multiples of {multiple}; give one")
     saved = args.image_size or min(max(height, width), 224)
     batch_size = min(setting("batch_size"), args.images_per_cell)
     if args.decode_batch and batch_size % args.decode_batch:
@@ -246,6 +260,18 @@ def _own_batches(
             yield batch
 
 
+def _check_lengths(prompts: manifest.PromptSet, tokenizer, path: str) -> None:
+    """Raise UserError for a prompt that the text encoder would cut off."""
+    for (y, a), texts in prompts.cells.items():
+        for number, text in enumerate(texts, 1):
+            tokens = len(tokenizer(text).input_ids)
+            if tokens > tokenizer.model_max_length:
+                raise UserError(
+                    f"--prompts {path}: prompt {number} of cell {y}_{a} takes {tokens} of the "
+                    f"model's {tokenizer.model_max_length} tokens; make it shorter"
+                )
+
+
 def generate(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
     prompts = manifest.read_prompts(args.prompts)
@@ -253,10 +279,13 @@ def generate(args: argparse.Namespace) -> int:
     rows = manifest.plan(prompts, args.images_per_cell, args.seed)
     folder = Path(args.out) / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)
+    _check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {args.out} cannot be written ({error.strerror})") from None
+        raise UserError(
+            f"--out {args.out} cannot be written ({error.strerror}); give another folder"
+        ) from None
     listed = manifest.write_manifest(folder, rows, args.model, settings)
     own = list(_own_batches(rows, batch_size, index, world, args.cells))
     _remove_leftovers(folder, own)

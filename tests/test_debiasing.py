@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+import train
 from datasets.base import ImageTable
-from models import backbones
-from models.debiasing import DEBIASING
+from models import METHODS, backbones
+from models.debiasing import DEBIASING, base
+from models.debiasing import diga as diga_module
 from models.debiasing.cvar_dro import cvar
-from models.debiasing.eiil import group_means, scale_gradients, soft_environments
+from models.debiasing.diga import BYOL, byol_loss, encoder_of, output_layer
+from models.debiasing.edits import PairLoader, load_edits
+from models.debiasing.eiil import (
+    group_means,
+    penalty_gradient,
+    scale_gradients,
+    soft_environments,
+)
 from models.debiasing.jtt import error_set, repeated
 from models.debiasing.lff import (
     generalised_cross_entropy,
@@ -25,8 +39,11 @@ from models.debiasing.lff import (
 from models.debiasing.maple import environment_risk, hypergradient, project, sample_mask
 from models.method import Method
 from models.strategies import new_model
-from utils.engine import Recipe, fit
+from utils import tables
+from utils.engine import PREEMPTED, PREEMPTION, Recipe, fit
+from utils.errors import UserError
 from utils.metrics import fairness_metrics
+from utils.options import parse_options
 
 # --- CVaR ----------------------------------------------------------------------------------------
 
@@ -55,6 +72,21 @@ def test_scale_gradients_are_those_of_autograd():
     scale = torch.ones(9, dtype=torch.float64, requires_grad=True)
     F.binary_cross_entropy_with_logits(scale * logits, y.double(), reduction="sum").backward()
     torch.testing.assert_close(scale_gradients(logits, y.double()), scale.grad)
+
+
+def test_penalty_gradient_is_that_of_the_definition():
+    generator = torch.Generator().manual_seed(5)
+    logits, q = torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    y, q = torch.tensor([0, 1, 1] * 3), torch.sigmoid(q).requires_grad_(True)
+    penalty = 0
+    for weight in (q, 1 - q):  # IRMv1 written out: the gradient by a scale of the logits, squared
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        losses = F.binary_cross_entropy_with_logits(scale * logits, y.double(), reduction="none")
+        (slope,) = torch.autograd.grad((weight * losses).mean(), scale, create_graph=True)
+        penalty = penalty + slope**2 / 2
+    value, gradient = penalty_gradient(q.detach(), scale_gradients(logits, y.double()))
+    torch.testing.assert_close(value, penalty.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(penalty, q)[0])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -186,19 +218,205 @@ def test_hypergradient_against_finite_differences():
     assert tracked == 1  # the unrolled pass must not be counted
 
 
+# --- DiGA ----------------------------------------------------------------------------------------
+
+
+def test_byol_loss_by_hand():
+    predicted = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    target = torch.tensor([[4.0, 3.0], [0.0, 7.0]])
+    # cosines 24/25 and 0; the lengths play no part: |p/|p| - t/|t||^2 = 2 - 2 cos
+    assert float(byol_loss(predicted, target)) == pytest.approx((2 - 48 / 25 + 2) / 2)
+    unit = predicted / predicted.norm(dim=1, keepdim=True) - target / target.norm(
+        dim=1, keepdim=True)
+    assert float(byol_loss(predicted, target)) == pytest.approx(float((unit**2).sum(1).mean()))
+
+
+def byol(encoder: nn.Module, features: int, **options) -> BYOL:
+    options = DEBIASING["diga"].defaults | {"hidden": 5, "projection": 4} | options
+    return BYOL(encoder, features, Recipe(1, 0.1), options=options)
+
+
+def test_byol_gradient_against_finite_differences():
+    torch.manual_seed(0)
+    method = byol(nn.Sequential(nn.Linear(3, 6), nn.Tanh()), 6)
+    for part in (method.online, method.predictor, method.target):
+        part.double()
+        for p in part.parameters():  # the target must not agree with the online network
+            p.data += 0.3 * torch.randn_like(p)
+    method.train_mode()
+    pairs = torch.randn(16, 3, dtype=torch.float64)
+    method.loss(pairs).backward()
+    assert all(p.grad is None for p in method.target.parameters())
+    for weights in (method.model[0].weight, method.predictor[0].weight):
+        expected = torch.zeros_like(weights)
+        for place in np.ndindex(*weights.shape):
+            losses = []
+            for step in (1e-6, -2e-6):
+                weights.data[place] += step
+                losses.append(float(method.loss(pairs).detach()))
+            weights.data[place] += 1e-6
+            expected[place] = (losses[0] - losses[1]) / 2e-6
+        torch.testing.assert_close(weights.grad, expected, rtol=1e-5, atol=1e-8)
+    swapped = torch.cat([pairs[8:], pairs[:8]])  # both ways round: the order of a pair is nothing
+    torch.testing.assert_close(method.loss(swapped), method.loss(pairs))
+
+
+def test_the_target_network_is_the_moving_average_of_the_online_one():
+    torch.manual_seed(0)
+    method = byol(nn.Linear(3, 6), 6, target_decay=0.8, byol_lr=0.1)
+    expected = [p.detach().clone() for p in method.online.parameters()]
+    for _ in range(4):
+        method.train_mode()
+        method.update((None, torch.randn(8, 3), None, None))
+        expected = [0.8 * old + 0.2 * new.detach()
+                    for old, new in zip(expected, method.online.parameters(), strict=True)]
+    for ours, theirs in zip(method.target.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(method.model.weight, method.online[0].weight)  # what is kept
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch32", "mlp"])
+def test_the_encoder_is_the_network_without_its_output_layer(name):
+    with torch.device("meta"):  # the shapes without the numbers
+        model = backbones.BACKBONES[name](None)
+        encoder, features = encoder_of(model)
+        x = torch.zeros(2, WIDTH) if name == "mlp" else torch.zeros(2, 3, 32, 32)
+        assert encoder.eval()(x).shape == (2, features)
+    lost = model.state_dict().keys() - encoder.state_dict().keys()
+    assert lost == {f"{output_layer(model)}.{part}" for part in ("weight", "bias")}
+    assert model.get_submodule(output_layer(model)).out_features == 1
+
+
+def test_the_probe_leaves_the_encoder_as_it_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    encoder = {name: torch.randn(value.shape).abs() if value.ndim else value
+               for name, value in encoder_of(model)[0].state_dict().items()}
+    method = DEBIASING["diga"](model, Recipe(1, 0.1, weight_decay=0.1), encoder=encoder,
+                               options=DEBIASING["diga"].defaults)
+    head = model[3].weight.clone()
+    method.train_mode()
+    method.update((None, torch.randn(8, 3), torch.tensor([0, 1] * 4), None))
+    for name, value in encoder.items():
+        assert torch.equal(model.state_dict()[name], value), name
+    # Adam's first step is the rate in every entry that has a gradient, whatever the gradient's size
+    moved = (model[3].weight - head).abs()
+    assert (moved > 0).any()
+    torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 1e-3))
+    with pytest.raises(ValueError, match="not that of this network"):
+        DEBIASING["diga"](model, Recipe(1, 0.1), encoder={"9.weight": head}, options={})
+
+
+COPIES, PICTURES = 3, 7
+
+
+@pytest.fixture
+def edited(tmp_path) -> tuple[ImageTable, Path]:
+    """(seven training images, folder of three edits of each); edit j of image i is grey 30 i + 3 j.
+
+    The manifest lists the copies in turn, and one further edit of the first image.
+    """
+    names = [f"{i}.jpg" for i in range(PICTURES)]
+    rows = [(f"e{i}_{j}.png", f"some/folder/{i}.jpg", 30 * i + 3 * j)
+            for j in range(COPIES) for i in range(PICTURES)]
+    rows.append(("more.png", "0.jpg", 200))
+    for file, _, grey in rows:
+        Image.new("RGB", (20, 16), (grey,) * 3).save(tmp_path / file)
+    text = "degree,source,path\n" + "".join(f"0.5,{source},{file}\n" for file, source, _ in rows)
+    (tmp_path / "manifest.csv").write_text(text)
+    y = [i % 2 for i in range(PICTURES)]
+    table = ImageTable("real", [f"/photographs/{name}" for name in names], y, y)
+    return table, tmp_path
+
+
+def test_edits_follow_their_images(edited):
+    table, folder = edited
+    edits = load_edits(folder, table)
+    assert [Path(path).name for path in edits.paths[:5]] == [
+        "e0_0.png", "e0_1.png", "e0_2.png", "e1_0.png", "e1_1.png"]
+    assert edits.y.tolist() == np.repeat(table.y, COPIES).tolist()
+    assert set(edits.a.tolist()) == {-1}  # nobody knows an edit's group
+    assert len(load_edits(folder, table.take([2, 5]))) == 2 * COPIES
+
+
+def test_a_pair_is_two_edits_of_one_image(edited, tmp_path):
+    table, folder = edited
+
+    def loader():
+        return PairLoader(load_edits(folder, table), PICTURES, 2, image_size=16, device="cpu",
+                          seed=4, store_dir=tmp_path / "store")
+
+    first, orders, chosen = loader(), set(), set()
+    assert len(first) == 3  # seven images in twos; the last one is dropped
+    for k in range(6):
+        batches = list(first.epoch(k))
+        assert len(batches) == 3
+        images = []
+        for index, x, y, a in batches:
+            assert x.shape == (4, 3, 16, 16)
+            grey = ((x + 1) * 127.5).round()
+            assert torch.equal(grey.amax((1, 2, 3)), grey.amin((1, 2, 3)))
+            assert grey.amax((1, 2, 3)).tolist() == [30 * (i // 3) + 3 * (i % 3)
+                                                     for i in index.tolist()]
+            image, edit = index // COPIES, index % COPIES
+            assert torch.equal(image[:2], image[2:])
+            assert (edit[:2] != edit[2:]).all()
+            assert torch.equal(y, image % 2)
+            assert (a == -1).all()
+            images += image[:2].tolist()
+            chosen |= set(zip(edit[:2].tolist(), edit[2:].tolist(), strict=True))
+        assert len(set(images)) == 6
+        orders.add(tuple(images))
+        again = list(loader().epoch(k))  # a restart sees the same pairs
+        assert all(torch.equal(p, q) for b, c in zip(batches, again, strict=True)
+                   for p, q in zip(b, c, strict=True))
+    assert len(orders) == 6
+    assert len(chosen) == 6  # every ordered pair of two different edits of three
+
+
+@pytest.mark.parametrize("text, words", [
+    (None, "cannot be read"),
+    ("path,y\n", "lacks the column source"),
+    ("path,source\ne0_0.png,0.jpg\ne0_0.png,0.jpg\n", "lists e0_0.png again"),
+    ("path,source\n../e0_0.png,0.jpg\n", "no path inside"),
+    ("path,source\n/e0_0.png,0.jpg\n", "no path inside"),
+    ("path,source\ne0_0.png,0.jpg\n", "7 of the 7 training images have fewer than two edits"),
+])
+def test_a_wrong_manifest_of_edits_is_refused(text, words, edited):
+    table, folder = edited
+    (folder / "manifest.csv").unlink()
+    if text is not None:
+        (folder / "manifest.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_edits(folder, table)
+
+
+def test_a_missing_or_ambiguous_edit_is_refused(edited):
+    table, folder = edited
+    same = ImageTable("real", ["/a/1.jpg", "/b/1.jpg"], [0, 1], [0, 1])
+    with pytest.raises(UserError, match="cannot be told apart"):
+        load_edits(folder, same)
+    (folder / "e3_1.png").unlink()
+    with pytest.raises(UserError, match="1 missing"):
+        load_edits(folder, table)
+
+
 # --- all of them on a planted correlation --------------------------------------------------------
 
-WIDTH = 12
+WIDTH = 6
 
 
 def toy_table(name: str, count: int, minority: float, seed: int) -> tuple[ImageTable, torch.Tensor]:
-    """Vectors: one strong coordinate says a, several weak and noisy ones together say y."""
+    """Vectors: coordinate 0 says a, strongly; coordinate 1 says y, on a third of that scale.
+
+    Gradient descent finds the large one first, which is wrong for the minority where y = a.
+    """
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, count)
     a = np.where(rng.random(count) < minority, y, 1 - y)
-    x = rng.normal(size=(count, WIDTH)) * 1.2
-    x[:, 0] = (2 * a - 1) * 2 + rng.normal(size=count) * 0.3
-    x[:, 1:] += (2 * y[:, None] - 1) * 0.6
+    x = rng.normal(size=(count, WIDTH)) * 0.3
+    x[:, 0] = (2 * a - 1) + rng.normal(size=count) * 0.5
+    x[:, 1] = (2 * y - 1) * 0.3 + rng.normal(size=count) * 0.15
     return ImageTable(name, [str(i) for i in range(count)], y, a), torch.tensor(x).float()
 
 
@@ -206,6 +424,8 @@ class ToyLoader:
     """The interface of datasets.loader.Loader on vectors; a row's path is its place in x."""
 
     device = torch.device("cpu")
+
+    delivered, stop_after = 0, None  # training batches, of all loaders; SIGTERM after so many
 
     def __init__(self, table, x, batch_size, train, seed):
         self.table, self.x, self.train, self.seed = table, x, train, seed
@@ -222,13 +442,29 @@ class ToyLoader:
         for i in range(len(self)):
             part = torch.from_numpy(rows[i * self.batch_size : (i + 1) * self.batch_size])
             y = torch.from_numpy(self.table.y)[part]
-            yield part, self.x[torch.from_numpy(place)[part]], y, torch.full_like(y, -1)
+            ToyLoader.delivered += self.train
+            if self.train and ToyLoader.delivered == ToyLoader.stop_after:
+                PREEMPTION.requested = True
+            yield part, self.vectors(torch.from_numpy(place)[part]), y, torch.full_like(y, -1)
+
+    def vectors(self, rows):
+        return self.x[rows]
+
+
+class ToyPairs(ToyLoader):
+    """The interface of PairLoader: x [N, 2, WIDTH] holds two edits of every vector."""
+
+    def vectors(self, rows):
+        return torch.cat([self.x[rows, 0], self.x[rows, 1]])
 
 
 class ToyData:
-    def __init__(self, seed, count=1200):
-        self.real, self.x = toy_table("train", count, 0.06, seed)
+    def __init__(self, seed, count=600):
+        self.real, self.x = toy_table("train", count, 0.1, seed)
         self.val, self.seed = None, seed
+        degrees = np.random.default_rng(seed).uniform(-2, 2, (count, 2))  # y stays, a goes
+        self.edits = self.x[:, None].repeat(1, 2, 1)
+        self.edits[:, :, 0] = torch.from_numpy(degrees)
 
     def loader(self, table, *, train):
         return ToyLoader(table, self.x, 60, train, self.seed)
@@ -236,15 +472,26 @@ class ToyData:
 
 def toy_settings(epochs=12, **options):
     return SimpleNamespace(
-        pretrain=Recipe(epochs, 0.05, milestone=10), backbone="mlp", pretrained="none",
+        pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
         device="cpu", autocast=None, options=options,
     )
 
 
+def build_mlp(weights: None) -> nn.Module:
+    return nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 1))
+
+
 @pytest.fixture(autouse=True)
-def mlp(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "mlp", lambda weights: nn.Sequential(
-        nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 1)))
+def toy(monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "mlp", build_mlp)
+    monkeypatch.setattr(diga_module, "pair_loader", lambda settings, images, seed: ToyPairs(
+        settings.data.real, settings.data.edits, 60, True, seed))
+
+
+def run_toy(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> tuple:
+    settings = toy_settings(epochs, **(TOY_OPTIONS[name] | options))
+    settings.data = data
+    return DEBIASING[name].run(data, settings, seed, folder, folder)
 
 
 def worst_group(method: Method, seed: int) -> float:
@@ -252,22 +499,206 @@ def worst_group(method: Method, seed: int) -> float:
     return fairness_metrics((method.predict(x) > 0).long().numpy(), table.y, table.a)["wst"]
 
 
-def train_erm(data, settings, seed, folder):
-    folder.mkdir()
-    method = Method(new_model(settings, seed), settings.pretrain)
-    fit(method, data.loader(data.real, train=True), None, folder, "erm")
-    return method
-
-
-# What differs from the papers' values fits 20 steps an epoch and 12 epochs of the toy.
+# What differs from the papers' values fits 10 batches of 60 vectors an epoch and 12 epochs.
+SHORT = {"inference_steps": 1000, "inference_lr": 0.03}
 TOY_OPTIONS = {
-    "cvar_dro": {},
-    "eiil": {"inference_steps": 3000, "inference_lr": 1e-2},
-    "lff": {},
-    "jtt": {},
-    "maple": {"inference_steps": 3000, "inference_lr": 1e-2},
+    "cvar_dro": {"alpha": 0.3}, "eiil": SHORT, "lff": {"lr": 0.03}, "jtt": {}, "maple": SHORT,
+    "diga": {
+        "byol_epochs": 20, "byol_lr": 0.03, "target_decay": 0.9, "hidden": 32, "projection": 8,
+        "probe_lr": 0.2,
+    },
 }
 
 
-def test_every_baseline_has_toy_options():
-    assert set(TOY_OPTIONS) == set(DEBIASING)
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def erm(request, tmp_path_factory):
+    """(seed, worst-group accuracy of ERM): computed once for all baselines."""
+    seed, folder = request.param, tmp_path_factory.mktemp("erm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "mlp", build_mlp)
+        data, settings = ToyData(seed), toy_settings()
+        method = Method(new_model(settings, seed), settings.pretrain)
+        fit(method, data.loader(data.real, train=True), None, folder, "erm")
+    return seed, worst_group(method, seed)
+
+
+@pytest.mark.parametrize("name", list(DEBIASING))
+def test_worst_group_improves_over_erm(name, erm, tmp_path):
+    seed, baseline = erm
+    method, log, mask = run_toy(name, ToyData(seed), seed, tmp_path)
+    assert mask is None and [row["epoch"] for row in log if row["stage"] == "train"][-1] == 12
+    assert 0.5 < baseline < 0.95  # ERM learns something, and is biased
+    assert worst_group(method, seed) > baseline + 0.01
+
+
+def tensors_of(value, place="") -> dict:
+    """Every number in a nested state, by its place."""
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        return {place: value}
+    return {k: v for key, part in parts for k, v in tensors_of(part, f"{place}/{key}").items()}
+
+
+@pytest.mark.parametrize("name", list(DEBIASING))
+def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
+    def run(folder):
+        return run_toy(name, ToyData(1, 240), 1, folder, epochs=3, byol_epochs=1)
+
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "stopped").mkdir()
+    monkeypatch.setattr(PREEMPTION, "requested", False)
+    monkeypatch.setattr(ToyLoader, "stop_after", None)
+    _, expected_log, _ = run(tmp_path / "straight")
+    for after in (2, 5):  # 4 batches an epoch: within the first stage, and within the second
+        monkeypatch.setattr(ToyLoader, "delivered", 0)
+        monkeypatch.setattr(ToyLoader, "stop_after", after)
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path / "stopped")
+        assert stopped.value.code == PREEMPTED
+        monkeypatch.setattr(PREEMPTION, "requested", False)
+    monkeypatch.setattr(ToyLoader, "stop_after", None)
+    _, log, _ = run(tmp_path / "stopped")
+    states = [
+        tensors_of(torch.load(tmp_path / folder / "state.pt", weights_only=True)["method"])
+        for folder in ("straight", "stopped")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for place, value in states[0].items():
+        same = torch.equal(value, states[1][place]) if torch.is_tensor(value) else (
+            value == states[1][place])
+        assert same, place
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+                    for rows in (expected_log, log)]
+    assert without_time[0] == without_time[1]
+    for stage, kept in (("reference", ["log.jsonl", "logits.npy"]), ("byol", ["log.jsonl"])):
+        if (tmp_path / "stopped" / stage).exists():
+            assert sorted(p.name for p in (tmp_path / "stopped" / stage).iterdir()) == kept
+
+
+@pytest.mark.parametrize("name", ["jtt", "eiil", "maple"])
+def test_a_reference_without_errors_is_refused(name, tmp_path):
+    data = ToyData(1, 240)
+    data.x[:, 0] = (2.0 * torch.from_numpy(data.real.y) - 1) * 5  # separable at once
+    with pytest.raises(UserError, match="reference model"):
+        run_toy(name, data, 1, tmp_path)
+    assert not (tmp_path / "reference").exists()  # another length may be tried in this folder
+
+
+# --- train.py ------------------------------------------------------------------------------------
+
+
+def test_jtt_from_the_command_line(tmp_path, monkeypatch, capsys):
+    data = tiny.make(tmp_path / "data")
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signal is pytest's
+    lengths, whole = {}, base.fit
+
+    def command(results, upweight):
+        return tiny.flags(data, results, "--backbone", "tiny", "--pretrain-epochs", 1, "--methods",
+                          "jtt", "--set", f"upweight={upweight}", "--paper-table", 1)
+
+    def watched(method, loader, val, folder, name):
+        lengths[name] = len(loader.table)
+        return whole(method, loader, val, folder, name)
+
+    monkeypatch.setattr(base, "fit", watched)
+    train.main(command(tmp_path / "unbroken", 5))
+    folder = tmp_path / "unbroken" / "tiny" / "jtt" / "seed100"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["upweight"], config["first_epochs"]) == (5, 1)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in log] == ["reference", "train"]
+    assert lengths == {"reference": 24, "train": 24 + 5 * log[0]["error_set"]}
+    assert "Table 1, JTT" in (folder.parents[1] / "summary.md").read_text()
+
+    def killed(method, loader, val, folder, name):
+        if name == "train":
+            raise KeyboardInterrupt
+        return whole(method, loader, val, folder, name)
+
+    def resumed(method, loader, val, folder, name):
+        assert name == "train"  # the first stage is not trained again
+        return whole(method, loader, val, folder, name)
+
+    monkeypatch.setattr(base, "fit", killed)
+    with pytest.raises(SystemExit):
+        train.main(command(tmp_path / "killed", 5))
+    monkeypatch.setattr(base, "fit", resumed)
+    train.main(command(tmp_path / "killed", 5))
+    assert tiny.end_state(tmp_path / "killed") == tiny.end_state(tmp_path / "unbroken")
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as refused:
+        train.main(command(tmp_path / "killed", 6))
+    assert refused.value.code == 2
+    assert "upweight was 5 and is now 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target, protected", [
+    ("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male")])
+def test_every_row_of_table_1_stands_beside_ours(target, protected):
+    names = ("erm", *DEBIASING, "aim_fair")
+    rows = [tables.paper_row("1", METHODS[name].paper_row, "celeba", target, protected)
+            for name in names]
+    paper = pd.read_csv(tables.PAPER_TABLE, dtype={"table": str})
+    paper = paper[(paper.table == "1") & (paper.target == target) & (paper.protected == protected)]
+    assert sorted(row["wst"] for row in rows) == sorted(paper.wst)
+
+
+# --- hyper-parameters ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(DEBIASING))
+def test_every_hyper_parameter_has_a_range_and_a_name_of_its_own(name):
+    method = DEBIASING[name]
+    assert method.uses_attributes == "none" and not method.needs_synthetic
+    assert method.ranges.keys() == method.defaults.keys()
+    for key, value in method.defaults.items():
+        assert method.ranges[key][0] <= value <= method.ranges[key][1]
+    flags = {action.dest for action in train.parser()._actions}
+    assert not flags & method.defaults.keys()  # both stand in one flat config.json
+
+
+def test_options_are_read_in_their_types():
+    assert parse_options(["upweight=20"], "jtt", *menu("jtt")) == {"upweight": 20}
+    assert parse_options(["alpha=1"], "cvar_dro", *menu("cvar_dro")) == {"alpha": 1.0}
+    assert parse_options([], "jtt", *menu("jtt")) == {}
+
+
+def menu(name):
+    return DEBIASING[name].defaults, DEBIASING[name].ranges
+
+
+@pytest.mark.parametrize("pairs, words", [
+    (["upweigth=20"], "no such hyper-parameter; it has: first_epochs (1), upweight (50)"),
+    (["upweight=2.5"], "must be a whole number"),
+    (["upweight=many"], "must be a whole number"),
+    (["upweight=-1"], "must lie between 0 and"),
+    (["upweight"], "write NAME=VALUE"),
+    (["upweight=2", "upweight=3"], "given twice"),
+])
+def test_wrong_options_are_refused(pairs, words):
+    with pytest.raises(UserError) as refused:
+        parse_options(pairs, "jtt", *menu("jtt"))
+    assert words in str(refused.value)
+
+
+def test_not_a_number_is_out_of_range():
+    with pytest.raises(UserError, match="must lie between"):
+        parse_options(["alpha=nan"], "cvar_dro", *menu("cvar_dro"))
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--methods", "jtt", "--set", "upweigth=2"], "upweigth"),
+    (["--methods", "erm", "--set", "alpha=2"], "erm has no such hyper-parameter; it has: none"),
+    (["--methods", "jtt", "lff", "--set", "upweight=2"], "single one"),
+    (["--methods", "diga", "--set", "hidden=0"], "must lie between 1 and"),
+])
+def test_the_command_line_names_the_mistake(flags, words, capsys):
+    with pytest.raises(SystemExit) as refused:
+        train.main([*flags, "--device", "cpu"])
+    assert refused.value.code == 2
+    assert words in capsys.readouterr().err

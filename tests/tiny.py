@@ -1,4 +1,4 @@
-"""A data set of a few hundred bytes an image, for tests that really train."""
+"""A data set of a few hundred bytes an image and a network for it, for tests that really train."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 SIDE = 32  # pixels
 PARTITIONS = (48, 16, 16)  # training, validation, test images
 SYNTHETIC = 14  # images a cell
+
+# Hyper-parameters with which a method takes less than a second there (--set).
+QUICK = {
+    "eiil": {"inference_steps": 50},
+    "maple": {"inference_steps": 50},
+    "diga": {"byol_epochs": 1, "hidden": 16, "projection": 8},
+}
 
 
 def face(rng: np.random.Generator, smiling: int, male: int) -> Image.Image:
@@ -23,14 +32,18 @@ def face(rng: np.random.Generator, smiling: int, male: int) -> Image.Image:
 
 
 def make(root: Path) -> Path:
-    """root/celeba in CelebA's layout and root/synthetic/Smiling_Male/<t>_<p>/; returns root."""
+    """root/celeba in CelebA's layout, root/synthetic/Smiling_Male/<t>_<p>/, root/edits; the root.
+
+    root/edits holds two edits of every training image, one of each protected value.
+    """
     rng = np.random.default_rng(0)
+    # Every fifth photograph shows the other target, so that no model is right about all of them.
     photographs = root / "celeba" / "img_align_celeba"
     photographs.mkdir(parents=True)
     attributes, partition = [], []
     for number in range(sum(PARTITIONS)):
         smiling, male, name = number % 2, number // 2 % 2, f"{number + 1:06d}.jpg"
-        face(rng, smiling, male).save(photographs / name, quality=90)
+        face(rng, smiling ^ (number % 5 == 3), male).save(photographs / name, quality=90)
         young = number // 4 % 2
         attributes.append(f"{name} {2 * smiling - 1} {2 * male - 1} {2 * young - 1}")
         part = int(number >= PARTITIONS[0]) + int(number >= PARTITIONS[0] + PARTITIONS[1])
@@ -45,7 +58,38 @@ def make(root: Path) -> Path:
             cell.mkdir(parents=True)
             for number in range(SYNTHETIC):
                 face(rng, smiling, male).save(cell / f"{number:05d}.png")
+    edits, rows = root / "edits", ["path,source"]
+    edits.mkdir()
+    for number in range(PARTITIONS[0]):
+        for male in (0, 1):
+            face(rng, number % 2, male).save(edits / f"{number + 1:06d}_{male}.png")
+            rows.append(f"{number + 1:06d}_{male}.png,{number + 1:06d}.jpg")
+    (edits / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root
+
+
+class Network(nn.Module):
+    """A residual network with ResNet-18's names, one narrow block a layer: 38 tensors, 200 kB."""
+
+    def __init__(self, weights: dict | None = None):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(16), nn.ReLU()
+        self.layer1 = BasicBlock(16, 16)
+        for layer, before, after in (("layer2", 16, 32), ("layer3", 32, 32), ("layer4", 32, 32)):
+            shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=2, bias=False), nn.BatchNorm2d(after)
+            )
+            setattr(self, layer, BasicBlock(before, after, 2, shortcut))
+        self.fc = nn.Linear(32, 1)
+        if weights is not None:
+            self.load_state_dict(weights)
+
+    def forward(self, x):
+        """float [B, 3, H, W] -> logits [B, 1]."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
 
 
 def flags(data: Path, results: Path, *more) -> list[str]:
@@ -53,6 +97,7 @@ def flags(data: Path, results: Path, *more) -> list[str]:
     fixed = [
         "--dataset", "celeba", "--data-root", data / "celeba", "--results", results,
         "--synthetic-root", data / "synthetic", "--store-dir", results / "store",
+        "--edits", data / "edits",
         "--setting", "tiny", "--size", 24, "--minority", 0.25, "--synthetic-minority", 0.25,
         "--image-size", 32, "--batch-size", 8, "--eval-batch-size", 16, "--pretrained", "none",
         "--pretrain-epochs", 2, "--finetune-epochs", 2, "--finetune-lr", 0.02, "--device", "cpu",
@@ -60,11 +105,21 @@ def flags(data: Path, results: Path, *more) -> list[str]:
     return [str(flag) for flag in [*fixed, *more]]
 
 
+def quick(name: str, **options) -> list[str]:
+    """train.py's flags for one method: QUICK's hyper-parameters, `options` in their place."""
+    pairs = [f"{key}={value}" for key, value in (QUICK.get(name, {}) | options).items()]
+    return ["--methods", name, *(["--set", *pairs] if pairs else [])]
+
+
 def end_state(folder: Path) -> dict[str, str]:
-    """{relative path: digest} of every file, without what may differ: seconds and environment."""
+    """{relative path: digest} of every file, without what may differ: seconds and environment.
+
+    Lock files are left out: the lock is the kernel's, not the file, which may stay or go. So is
+    report.html, which shows those seconds.
+    """
     state = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
+        if not path.is_file() or path.suffix == ".lock" or path.name in (".lock", "report.html"):
             continue
         data = path.read_bytes()
         if path.name == "log.jsonl":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import atomic_path, write_atomic
 
 PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again (EX_TEMPFAIL)
@@ -91,8 +91,11 @@ def _load_state(path: Path, device) -> dict:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); delete it: training restarts") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({reason(error)}); delete it: training restarts")
 
 
 def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
@@ -110,11 +113,14 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
     best, best_epoch, total, kept = -math.inf, -1, None, None
     if state_path.exists():
         state = _load_state(state_path, loader.device)
-        method.load_state_dict(state["method"])
-        torch.set_rng_state(state["rng"].cpu())
-        start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
-        log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
-        kept = state["kept"]
+        try:
+            method.load_state_dict(state["method"])
+            torch.set_rng_state(state["rng"].cpu())
+            start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
+            log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
+            kept = state["kept"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of another network
+            raise _damaged(state_path, error) from None
 
     def save(epoch: int, step: int) -> None:
         save_torch(state_path, {

@@ -11,6 +11,17 @@ class UserError(Exception):
     """The user can mend this: the message names the file or flag and the remedy."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of what a reader raised, to be quoted in a UserError.
+
+    Where torch refuses a file that is more than tensors it advises how to execute it all the same:
+    that advice is left out.
+    """
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    refused = line.startswith("Weights only load failed")
+    return "it is no file of plain tensors" if refused else line
+
+
 def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's main so that a UserError prints `error: <sentence>` and exits with 2."""
 
@@ -19,7 +30,7 @@ def exit_cleanly(main: Callable) -> Callable:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

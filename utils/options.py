@@ -8,13 +8,12 @@ from utils.errors import UserError
 
 
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:
-    """`defaults` with the values of `pairs` ("NAME=VALUE") in place, each in its default's type.
+    """The values that `pairs` ("NAME=VALUE") give, each in the type of its default.
 
     ranges: name -> (lowest, highest) value, both allowed. Raises UserError for text without "=",
     a name the method does not have, a name given twice, a value of another type or out of range.
     """
-    values = dict(defaults)
-    seen = set()
+    values: dict = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
@@ -22,9 +21,8 @@ def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: 
         if name not in defaults:
             known = ", ".join(f"{key} ({value})" for key, value in defaults.items()) or "none"
             raise UserError(f"--set {name}: {method} has no such hyper-parameter; it has: {known}")
-        if name in seen:
+        if name in values:
             raise UserError(f"--set {name} is given twice")
-        seen.add(name)
         kind = type(defaults[name])
         try:
             value = kind(text)

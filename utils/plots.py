@@ -4,6 +4,9 @@ Draws into results/<setting>/figures/, each as PNG and PDF, whatever the runs ho
     training_curves            loss and validation accuracy per epoch    from log.jsonl
     selected_tensors_<method>  the paper's Figure 8                      from mask.json
     accuracy_against_eo        after the paper's Figure 1                from metrics.json
+    freezing_one_block         the paper's Figure 2                      from metrics.json
+    updating_one_block         the same for Table 4's other block rows   from metrics.json
+    top_k                      the paper's Figure 5                      from both
 Nothing is trained or evaluated here.
 """
 
@@ -12,30 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.blocks import block_of
 from utils.errors import UserError, exit_cleanly
-from utils.files import atomic_path
+from utils.figure_style import COLOURS, LINES, MARKERS, STYLE, save
+from utils.figures_sweeps import block_bars, top_k_curve
+from utils.masks import read_masks
 from utils.metrics import summary
-from utils.tables import read_json, read_metrics, run_folders
-
-# Okabe and Ito's palette without yellow: told apart by colour-blind readers and in print
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.")
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.color": "#e6e6e6", "axes.axisbelow": True, "font.size": 9, "legend.frameon": False,
-         "pdf.fonttype": 42}
+from utils.tables import read_metrics, run_folders
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 
@@ -113,35 +107,6 @@ def _draw_curves(
               marker=marker, label=method)
 
 
-def block_of(tensor: str) -> str:
-    """The block a parameter tensor belongs to, from its name in torchvision's or timm's models.
-
-    "layer2.0.conv1.weight" -> "layer2", "blocks.3.attn.qkv.bias" -> "blocks.3", the output layer
-    -> "fc" or "head", a ViT's last norm -> "norm", all that comes before the blocks -> "stem".
-    """
-    first, *rest = tensor.split(".")
-    if first == "blocks":
-        return f"blocks.{rest[0]}"
-    return first if first.startswith("layer") or first in ("fc", "head", "norm") else "stem"
-
-
-def read_masks(setting_dir: str | Path, method: str) -> list[dict[str, bool]]:
-    """The masks {tensor name: updated} of a method's seeds, in parameter order; [] without any.
-
-    Raises UserError where the seeds' masks are of different models.
-    """
-    masks: list[dict[str, bool]] = []
-    for run in run_folders(setting_dir)[method].values():
-        path = run / "mask.json"
-        if not path.exists():
-            continue
-        tensors = read_json(path).get("tensors")
-        if not isinstance(tensors, dict) or (masks and list(tensors) != list(masks[0])):
-            raise UserError(f"{path} has no tensors or others than the first seed's; run it again")
-        masks.append(tensors)
-    return masks
-
-
 def selected_tensors(masks: list[Mapping[str, bool]], title: str) -> Figure:
     """The paper's Figure 8: which tensors were selected, by block and one by one, over seeds.
 
@@ -184,67 +149,76 @@ def selected_tensors(masks: list[Mapping[str, bool]], title: str) -> Figure:
     return figure
 
 
-def accuracy_against_eo(setting_dir: str | Path) -> Figure | None:
-    """Overall accuracy against EO (worst case) of every method, after the paper's Figure 1.
+def accuracy_against_eo(*setting_dirs: str | Path) -> Figure | None:
+    """Overall accuracy against EO (worst case) and WST of every method, after the paper's Figure 1.
 
-    Large points: means over seeds, with the sample standard deviation; small ones: the seeds.
-    None where no method has both figures (EO is NaN with an empty test cell).
+    Large points: means over seeds, with the sample standard deviation; small ones: the seeds. A
+    method that several settings hold is drawn from the first. None where no method has the figures
+    (EO is NaN with an empty test cell).
     """
-    if not any(Path(setting_dir).glob("*/seed*/metrics.json")):
-        return None  # nothing finished yet: the curves can still be drawn
-    runs = read_metrics(setting_dir)
-    figure, axis = plt.subplots(figsize=(5.6, 4.2), layout="constrained")
-    for index, (method, seeds) in enumerate(runs.items()):
-        figures = summary(seeds.values())
-        (eo, eo_std), (acc, acc_std) = figures["eo_worst"], figures["acc"]
-        if math.isnan(eo):
-            continue
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axis.scatter([100 * m["eo_worst"] for m in seeds.values()],
-                     [100 * m["acc"] for m in seeds.values()],
-                     color=colour, marker=marker, s=14, alpha=0.35, linewidths=0)
-        axis.errorbar(100 * eo, 100 * acc, xerr=None if math.isnan(eo_std) else 100 * eo_std,
-                      yerr=None if math.isnan(acc_std) else 100 * acc_std, color=colour,
-                      marker=marker, markersize=8, capsize=2, linewidth=1, linestyle="none",
-                      label=f"{method} ({len(seeds)})")
-    if not axis.get_legend_handles_labels()[1]:
-        plt.close(figure)
+    runs: dict = {}
+    for setting_dir in setting_dirs:
+        if any(Path(setting_dir).glob("*/seed*/metrics.json")):  # else the curves can be drawn
+            runs = read_metrics(setting_dir) | runs
+    runs = {name: seeds for name, seeds in runs.items()
+            if not math.isnan(summary(seeds.values())["eo_worst"][0])}
+    if not runs:
         return None
-    axis.set_xlabel("equalized odds difference, worst case (%): fairer to the left")
-    axis.set_ylabel("overall accuracy (%)")
-    figure.legend(loc="outside lower center", ncols=3, title="method (seeds)")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, name in zip(axes, ("eo_worst", "wst"), strict=True):
+        for index, (method, seeds) in enumerate(runs.items()):
+            _draw_point(axis, name, method, list(seeds.values()), index)
+    axes[0].set_xlabel("equalized odds difference, worst case (%): fairer to the left")
+    axes[1].set_xlabel("worst-group accuracy (%): fairer to the right")
+    axes[0].set_ylabel("overall accuracy (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
+                  ncols=5 if len(runs) > 6 else 3, title="method (seeds)")
     return figure
 
 
-def draw_all(setting_dir: str | Path) -> list[Path]:
-    """Draw every figure the saved runs allow; return the PNG and PDF files written."""
+def _draw_point(axis: Axes, name: str, method: str, seeds: list, index: int) -> None:
+    """Accuracy against one fairness figure of one method: its seeds and their mean."""
+    (x, x_std), (y, y_std) = (summary(seeds)[figure] for figure in (name, "acc"))
+    colour = COLOURS[index % len(COLOURS)]
+    marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]  # pairs repeat after 49
+    axis.scatter([100 * m[name] for m in seeds], [100 * m["acc"] for m in seeds],
+                 color=colour, marker=marker, s=14, alpha=0.35, linewidths=0)
+    axis.errorbar(100 * x, 100 * y, xerr=None if math.isnan(x_std) else 100 * x_std,
+                  yerr=None if math.isnan(y_std) else 100 * y_std, color=colour, marker=marker,
+                  markersize=8, capsize=2, linewidth=1, linestyle="none",
+                  label=f"{method} ({len(seeds)})")
+
+
+def draw_all(setting_dir: str | Path, others: Sequence[str | Path] = ()) -> list[Path]:
+    """Draw every figure the saved runs allow; return the PNG and PDF files written.
+
+    The methods of the settings in `others` stand in accuracy_against_eo too.
+    """
     setting_dir = Path(setting_dir)
-    written: list[Path] = []
-
-    def save(name: str, figure: Figure | None) -> None:
-        if figure is None:
-            return
-        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
-            path = setting_dir / "figures" / f"{name}.{kind}"
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
-            written.append(path)
-        plt.close(figure)
-
     with plt.rc_context(STYLE):
-        save("training_curves", training_curves(setting_dir))
-        save("accuracy_against_eo", accuracy_against_eo(setting_dir))
+        figures = {
+            "training_curves": training_curves(setting_dir),
+            "accuracy_against_eo": accuracy_against_eo(setting_dir, *others),
+            "top_k": top_k_curve(setting_dir),
+            "freezing_one_block": block_bars(setting_dir, "freeze_"),
+            "updating_one_block": block_bars(setting_dir, "update_"),
+        }
         for method in run_folders(setting_dir):
-            if masks := read_masks(setting_dir, method):
-                save(f"selected_tensors_{method}", selected_tensors(masks, method))
-    return written
+            if method.startswith("aim_fair") and (masks := read_masks(setting_dir, method)):
+                figures[f"selected_tensors_{method}"] = selected_tensors(masks, method)
+        drawn = [save(figure, setting_dir / "figures", name)
+                 for name, figure in figures.items() if figure is not None]
+    return [path for paths in drawn for path in paths]
 
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Figures of a setting from its saved runs.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
-    written = draw_all(parser.parse_args(arguments).setting)
+    parser.add_argument("--with", type=Path, nargs="+", default=[], dest="others",
+                        metavar="SETTING", help="settings whose methods Figure 1 shows too")
+    options = parser.parse_args(arguments)
+    written = draw_all(options.setting, options.others)
     if not written:
         raise UserError("these runs hold no log.jsonl, mask.json or metrics.json yet; train first")
     for path in written:

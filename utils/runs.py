@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import remove_leftovers, write_atomic, write_json
+from utils.files import atomic_path, remove_leftovers, write_atomic, write_json
 
 CODE_VERSION = 1  # raise it when a change of the code changes results: no older stage is reused
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless")
 
 RECORD = {"fingerprint", "notes", "environment"}  # what config.json holds beside the configuration
-# What a run has computed; reference/ is the first stage of a two-stage method.
-WORK = ("state.pt", "mask.json", "model.pt", "metrics.json", "reference", "done")
+# What a run has computed; reference/ and byol/ are the first stages of two-stage methods.
+WORK = ("state.pt", "mask.json", "model.pt", "metrics.json", "reference", "byol", "done")
 
 
 def fingerprint(config: dict[str, Any]) -> str:
@@ -135,6 +136,28 @@ def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = N
     record = {"fingerprint": identity, "notes": list(notes), "environment": environment()}
     write_json(path, {**config, **notes, **record})
     return False
+
+
+def adopt(folder: Path, root: Path, drop: tuple[str, ...]) -> Path | None:
+    """Copy into a claimed folder the results of a finished run of the same configuration.
+
+    Such a run has the same seed and lies anywhere below `root`: another table has asked for it
+    before. `drop`: as for `finish`. Returns the run it took, or None.
+    """
+    identity = read_record(folder / "config.json")["fingerprint"]
+    for path in sorted(root.glob(f"**/{folder.name}/config.json")):
+        twin = path.parent
+        if twin == folder or not (twin / "done").exists():
+            continue
+        if read_record(path).get("fingerprint") != identity:
+            continue
+        for source in sorted(twin.iterdir()):
+            if source.is_file() and source.name not in (*drop, "config.json", ".lock", "done"):
+                with atomic_path(folder / source.name) as temporary:
+                    shutil.copyfile(source, temporary)
+        finish(folder, drop)
+        return twin
+    return None
 
 
 def finish(folder: Path, drop: tuple[str, ...] = ("state.pt",)) -> None:

@@ -178,6 +178,8 @@ def paper_row(
     may be None where the first two are enough. Raises UserError unless exactly one row fits.
     """
     rows = _paper_table()
+    if table.split()[0] in ("1", "2"):
+        row = {"Baseline (ERM)": "ERM"}.get(row, row)  # the same method under another name
     given = {"table": table, "row": row, "dataset": dataset, "target": target,
              "protected": protected}
     given = {name: value for name, value in given.items() if value is not None}
@@ -231,6 +233,16 @@ def differences(setting_dir: str | Path, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _selections(setting_dir: Path) -> str:
+    """One line a row that utils.best has chosen from others: which, and by what rule."""
+    lines = []
+    for method, seeds in run_folders(setting_dir).items():
+        path = next(iter(seeds.values())) / "config.json"
+        if path.exists() and (s := read_json(path).get("selected")):
+            lines.append(f"\n{method} is {s['row']}, of {', '.join(s['from'])}: {s['rule']}.\n")
+    return "".join(lines)
+
+
 def write_summary(
     setting_dir: str | Path, *, baseline: str | None = None, latex: bool = False
 ) -> str:
@@ -242,6 +254,7 @@ def write_summary(
         setting_dir.resolve().name, frame, unfinished=unfinished(setting_dir),
         baseline=baseline, paired=paired,
     )
+    text += _selections(setting_dir)
     csv = frame.to_csv(index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n")
     write_atomic(setting_dir / "summary.csv", csv)
     write_atomic(setting_dir / "summary.md", text)

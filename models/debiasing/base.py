@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +44,10 @@ class Debiasing(Method):
 
     uses_attributes = "none"
     needs_synthetic = False
+    needs_edits = False  # of the training images, `settings.edited`
     defaults: dict[str, int | float] = {}
     ranges: dict[str, tuple[float, float]] = {}
+    paper_row: str  # its name in paper_tables/aim_fair.csv
 
     def __init__(self, model: nn.Module, recipe, *, options: dict, autocast=None):
         self.options = options
@@ -97,9 +100,13 @@ def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int)
     return np.load(done), log
 
 
-def refuse_empty(rows: int, method: str, option: str, epochs: int) -> None:
-    """Raise UserError where the reference makes no mistake, so that nothing is left to balance."""
+def refuse_empty(rows: int, folder: Path, method: str, option: str, epochs: int) -> None:
+    """Raise UserError where the reference makes no mistake, so that nothing is left to balance.
+
+    Its `folder` goes, so that the run can be started again with another length.
+    """
     if rows == 0:
+        shutil.rmtree(folder)
         raise UserError(
             f"{method}: the reference model of {epochs} epoch(s) leaves one side of its split "
             f"empty; give it another length (--set {option}=...) or a lower --pretrain-lr"

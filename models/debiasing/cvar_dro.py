@@ -27,6 +27,7 @@ class CVaRDRO(Debiasing):
     the setting's recipe; alpha is not searched.
     """
 
+    paper_row = "CVaR DRO"
     # The usual value; comparisons search 10^U(-2, 0).
     defaults = {"alpha": 0.1}
     ranges = {"alpha": (1e-4, 1.0)}

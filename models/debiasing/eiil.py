@@ -18,6 +18,16 @@ def scale_gradients(logits: Tensor, y: Tensor) -> Tensor:
     return logits * (torch.sigmoid(logits) - y)
 
 
+def penalty_gradient(q: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean squared gradient of the two environments' losses, its derivative by q float [N]).
+
+    g float [N]: `scale_gradients` of the reference, constants here. The first is
+    1/2 [(1/N sum q_i g_i)^2 + (1/N sum (1 - q_i) g_i)^2].
+    """
+    first, second = (q * g).mean(), ((1 - q) * g).mean()
+    return (first**2 + second**2) / 2, (first - second) / len(g) * g
+
+
 def soft_environments(
     logits: Tensor, y: Tensor, *, steps: int, lr: float, generator: torch.Generator
 ) -> Tensor:
@@ -30,15 +40,12 @@ def soft_environments(
     # At fixed logits each example's derivative is a constant, so no graph of losses is needed.
     g = scale_gradients(logits.double(), y.double())
     w = torch.randn(len(g), generator=generator, dtype=torch.float64).to(g.device)
-    w.requires_grad_(True)
     optimizer = torch.optim.Adam([w], lr=lr)
     for _ in range(steps):
         q = torch.sigmoid(w)
-        penalty = ((q * g).mean() ** 2 + ((1 - q) * g).mean() ** 2) / 2
-        optimizer.zero_grad(set_to_none=True)
-        (-penalty).backward()
+        w.grad = -penalty_gradient(q, g)[1] * q * (1 - q)
         optimizer.step()
-    return torch.sigmoid(w).detach().float()
+    return torch.sigmoid(w).float()
 
 
 def infer_environments(
@@ -49,14 +56,15 @@ def infer_environments(
     The reference is ERM for options["reference_epochs"] epochs; the split is at q = 0.5.
     """
     epochs = options["reference_epochs"]
-    logits, log = reference_logits(data, settings, seed, folder / "reference", epochs)
+    reference = folder / "reference"
+    logits, log = reference_logits(data, settings, seed, reference, epochs)
     q = soft_environments(
         torch.from_numpy(logits), torch.from_numpy(data.real.y), steps=options["inference_steps"],
         lr=options["inference_lr"], generator=torch.Generator().manual_seed(seed),
     )
     environments = (q > 0.5).long().numpy()
     sizes = np.bincount(environments, minlength=2)
-    refuse_empty(int(sizes.min()), method, "reference_epochs", epochs)
+    refuse_empty(int(sizes.min()), reference, method, "reference_epochs", epochs)
     log[-1] |= {"environments": sizes.tolist()}
     return environments, log
 
@@ -78,6 +86,7 @@ class EIIL(Debiasing):
     IRM on Colored MNIST and GroupDRO on Waterbirds and CivilComments; here it is always GroupDRO.
     """
 
+    paper_row = "EIIL"
     defaults = {
         "reference_epochs": 1,  # short and underfit, about 1 epoch on CelebA; decides the split
         "inference_steps": 10_000,  # reference implementation

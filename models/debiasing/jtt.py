@@ -32,6 +32,7 @@ class JTT(Debiasing):
     needs its group labels), and the epoch is kept by validation accuracy without group labels.
     """
 
+    paper_row = "JTT"
     # T and lambda; the paper's CelebA setting is T = 1 and lambda in {20, 50, 100}
     defaults = {"first_epochs": 1, "upweight": 50}
     ranges = {"first_epochs": (1, 10**6), "upweight": (0, 10**4)}
@@ -39,8 +40,9 @@ class JTT(Debiasing):
     @classmethod
     def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
         epochs = options["first_epochs"]
-        logits, log = reference_logits(data, settings, seed, folder / "reference", epochs)
+        first = folder / "reference"
+        logits, log = reference_logits(data, settings, seed, first, epochs)
         errors = error_set(logits, data.real.y)
-        refuse_empty(len(errors), "JTT", "first_epochs", epochs)
+        refuse_empty(len(errors), first, "JTT", "first_epochs", epochs)
         log[-1] |= {"error_set": len(errors)}
         return {}, repeated(data.real, errors, options["upweight"]), log

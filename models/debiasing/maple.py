@@ -84,6 +84,7 @@ class MAPLE(Debiasing):
     A step costs about three times ERM's.
     """
 
+    paper_row = "MAPLE"
     defaults = EIIL.defaults | {
         "kept_share": 0.3,  # K / N; 15,000 of 50,000 in the reference's Colored MNIST command
         "penalty": 10.0,  # of the variance of the environments' risks

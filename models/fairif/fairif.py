@@ -7,7 +7,7 @@ Protected labels of the training samples are never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from models.fairif.hessian import Batch
 from models.fairif.influence import Influence, influence
 from models.fairif.relaxation import Relaxation
 from models.fairif.reweight import closed_form, sample_weights, shuffled
+
+BLOCK = 2048  # rows of a table whose products with the curvature stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def as_batches(x: Tensor, y: Tensor, a: Tensor, size: int | None = None) -> list
 
 def reweight(
     model: nn.Module,
-    train: Sequence[Batch],
-    val: Sequence[Batch],
+    train: Iterable[Batch],
+    val: Iterable[Batch],
     settings: Settings,
     curvature: Sequence[Batch] | None = None,
 ) -> Reweighting:
@@ -100,8 +102,8 @@ def reweight(
 
 def fairif(
     train_model: Callable[[Tensor], nn.Module],
-    train: Sequence[Batch],
-    val: Sequence[Batch],
+    train: Iterable[Batch],
+    val: Iterable[Batch],
     settings: Settings,
 ) -> Result:
     """ERM, FairIF and the control.

@@ -6,11 +6,12 @@ With weights 1/n + eps_i the gaps become d + A eps to first order, where d are t
 
 for F = TPR, TNR. H^-1 acts on the two validation vectors; the products with all grad l_i come from
 forward mode, one pass a batch: the derivative of the vector of per-sample losses along H^-1 v.
+Batches are read more than once: a list, or what starts anew with every `for`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class Influence(NamedTuple):
     residual: Tensor
 
 
-def predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+def predict(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """Logits of all samples in the batches' order, float [N], in evaluation mode."""
     with evaluation(model), torch.no_grad():
         return torch.cat([model(x).squeeze(1) for _, x, _, _ in batches])
@@ -48,7 +49,7 @@ def predict(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
 
 def gap_gradients(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     relaxation: Relaxation,
     names: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def gap_gradients(
 
 def loss_derivatives(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     vectors: Tensor,
     names: Sequence[str] | None = None,
 ) -> Tensor:
@@ -108,8 +109,8 @@ def loss_derivatives(
 
 def influence(
     model: nn.Module,
-    train: Sequence[Batch],
-    val: Sequence[Batch],
+    train: Iterable[Batch],
+    val: Iterable[Batch],
     relaxation: Relaxation,
     *,
     names: Sequence[str] | None = None,

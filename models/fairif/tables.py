@@ -1,8 +1,9 @@
-"""FairIF's Table 4: `python -m models.fairif.tables --table 4 --splits 20`, about two minutes.
+"""FairIF's Table 4: `python -m models.fairif.tables --table 4 --splits 20`.
 
-Trains, on every split, the logistic regression by ERM, by FairIF and by the control whose eps are
-FairIF's on shuffled samples. Writes results/<name>/<dataset>/split<k>.json as it goes, which a
-second start with the same settings reuses, and summary.csv and summary.md.
+Trains, on every split, a logistic regression (or --model mlp) by ERM, by the baselines, by FairIF
+and by the control whose eps are FairIF's on shuffled samples (splits.py). Writes
+results/<name>/<dataset>/split<k>.json as it goes, which a second start with the same settings
+reuses, and summary.csv and summary.md.
 
 summary.csv has one row a method and one a paired difference; acc and ad in percent (points), aod
 and eod as fractions, as the paper prints them: <metric>, its sample standard deviation <metric>_std
@@ -17,28 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from datasets import tabular
-from models.fairif.fairif import Result, Settings, as_batches, fairif
-from models.fairif.influence import predict
-from models.fairif.networks import logistic_regression
-from models.fairif.relaxation import KINDS, Relaxation, relaxed_gaps
+from datasets.base import is_plain_name
+from models.fairif.baselines import BASELINES
+from models.fairif.fairif import Settings
+from models.fairif.relaxation import KINDS, Relaxation
 from models.fairif.reweight import NORMS
-from models.fairif.training import fit_to_convergence
+from models.fairif.splits import NETWORKS, run_split
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic, write_json
-from utils.metrics import fairness_metrics, from_json, to_json
+from utils.metrics import from_json
 from utils.runs import exclusive, fingerprint
 from utils.table_text import aligned
 from utils.tables import paired_difference, read_json
 
 PAPER = Path(__file__).resolve().parents[2] / "paper_tables" / "fairif.csv"
-TITLES = {"erm": "ERM", "fairif": "FairIF", "shuffled": "shuffled eps"}
-PAPER_ROWS = {"erm": "Original", "fairif": "FairIF"}
+BASELINE_TITLES = {name: entry.title for name, entry in BASELINES.items()}
+TITLES = {"erm": "ERM", **BASELINE_TITLES, "fairif": "FairIF", "shuffled": "shuffled eps"}
+PAPER_ROWS = {"erm": "Original", **BASELINE_TITLES, "fairif": "FairIF"}
+SEES = {"erm": "none", "fairif": "validation", "shuffled": "validation",
+        **{name: entry.uses_attributes for name, entry in BASELINES.items()}}
 PAPER_SETTINGS = {"adult": "Adult", "german": "German", "compas": "COMPAS"}
-PAIRS = (("fairif", "erm"), ("shuffled", "erm"), ("fairif", "shuffled"))
+PAIRS = (*((name, "erm") for name in TITLES if name != "erm"), ("fairif", "shuffled"))
+MODEL_TITLES = {"logistic": "logistic regression", "mlp": "MLP (64), which the paper does not run"}
 # column: (factor from fraction, title, decimals, the paper's column)
 FIGURES = {
     "acc": (100, "Acc (%)", 2, "acc_percent"),
@@ -48,54 +52,10 @@ FIGURES = {
 }
 
 
-def run_split(table: tabular.Table, seed: int, l2: float, settings: Settings) -> dict[str, Any]:
-    """Test metrics of the three rows on one split (JSON form), and how the reweighting went.
-
-    `check` holds the worst gradient norm of the fits, the weights clipped at 0, and the relaxed
-    validation gaps (TPR, TNR) of ERM, as predicted for FairIF, and of FairIF after retraining.
-    Raises UserError as the parts do.
-    """
-    parts = tabular.split(table, seed)
-    train, val, test = (
-        tuple(map(torch.from_numpy, (part.x, part.y, part.a)))
-        for part in (parts.train, parts.val, parts.test)
-    )
-    hidden = torch.full_like(train[2], -1)  # protected labels of the training rows are not used
-    gradient_norms = []
-
-    def train_model(weights: torch.Tensor) -> torch.nn.Module:
-        torch.manual_seed(seed)
-        model = logistic_regression(train[0].shape[1]).double()
-        fit = fit_to_convergence(model, train[0], train[1], weights, l2=l2)
-        gradient_norms.append(fit.gradient_norm)
-        return model
-
-    val_batches = as_batches(*val)
-    result: Result = fairif(train_model, as_batches(train[0], train[1], hidden), val_batches,
-                            settings)
-    models = {"erm": result.erm, "fairif": result.fair, "shuffled": result.control}
-    rows = {}
-    for name, model in models.items():
-        prediction = predict(model, as_batches(*test)) > 0
-        rows[name] = to_json(fairness_metrics(prediction, test[1], test[2]))
-    found = result.reweighting
-    after = relaxed_gaps(predict(result.fair, val_batches), val[1], val[2], settings.relaxation)
-    check = {
-        "gradient_norm": max(gradient_norms),
-        "clipped": found.clipped,
-        "training_rows": len(found.eps),
-        "eps_rms_times_n": (found.eps.norm() * math.sqrt(len(found.eps))).item(),
-        "gaps": found.influence.gaps.tolist(),
-        "gaps_predicted": found.predicted.tolist(),
-        "gaps_after": after.tolist(),
-    }
-    return {"rows": rows, "check": check}
-
-
 def figures(splits: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """{row: frame with one line a split and the columns acc, ad (percent), aod, eod}."""
     result = {}
-    for row in TITLES:
+    for row in (name for name in TITLES if name in splits[0]["rows"]):
         metrics = [from_json(split["rows"][row]) for split in splits]
         result[row] = pd.DataFrame(
             {name: [factor * m[name] for m in metrics] for name, (factor, *_) in FIGURES.items()}
@@ -109,12 +69,13 @@ def summarise(dataset: str, splits: list[dict[str, Any]]) -> pd.DataFrame:
     paper = paper_figures(dataset)
     lines = []
     for row, frame in frames.items():
-        line: dict[str, Any] = {"dataset": dataset, "row": TITLES[row], "splits": len(splits)}
+        line: dict[str, Any] = {"dataset": dataset, "row": TITLES[row], "sees": SEES[row],
+                                "splits": len(splits)}
         for name in FIGURES:
             line[name], line[f"{name}_std"] = frame[name].mean(), frame[name].std()
             line[f"{name}_paper"] = paper.get(row, {}).get(name, math.nan)
         lines.append(line)
-    for one, other in PAIRS:
+    for one, other in (pair for pair in PAIRS if frames.keys() >= set(pair)):
         title = f"{TITLES[one]} minus {TITLES[other]}"
         line = {"dataset": dataset, "row": title, "splits": len(splits)}
         for name in FIGURES:
@@ -125,7 +86,7 @@ def summarise(dataset: str, splits: list[dict[str, Any]]) -> pd.DataFrame:
                 line[f"{name}_paper"] = paper[one][name] - paper[other][name]
         lines.append(line)
     order = [f"{name}{end}" for name in FIGURES for end in ("", "_std", "_low", "_high", "_paper")]
-    return pd.DataFrame(lines, columns=["dataset", "row", "splits", *order])
+    return pd.DataFrame(lines, columns=["dataset", "row", "sees", "splits", *order])
 
 
 def paper_figures(dataset: str) -> dict[str, dict[str, float]]:
@@ -142,22 +103,24 @@ def paper_figures(dataset: str) -> dict[str, dict[str, float]]:
 def markdown(frame: pd.DataFrame, checks: dict[str, list[dict]], settings: dict[str, Any]) -> str:
     """summary.md from the lines of summary.csv and the splits' checks."""
     parts = [
-        "# FairIF, Table 4: logistic regression\n",
+        f"# FairIF, Table 4: {MODEL_TITLES[settings['model']]}\n",
         "Mean ± sample standard deviation over splits, [the paper's figure]. Differences are "
         "paired by split: mean [95% t interval]. \"Shuffled eps\" is the control: FairIF's weights "
-        "dealt to other samples.\n",
+        "dealt to other samples. \"Sees a\": whose protected labels a method uses.\n",
         "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None) + ".\n",
     ]
-    header = ["", *(title for _, title, *_ in FIGURES.values())]
+    titles = [title for _, title, *_ in FIGURES.values()]
     for dataset, lines in frame.groupby("dataset", sort=False):
         records = lines.to_dict("records")
         parts.append(f"## {PAPER_SETTINGS[dataset]}, {records[0]['splits']} splits\n")
         methods = [line for line in records if " minus " not in line["row"]]
         pairs = [line for line in records if " minus " in line["row"]]
-        parts.append(aligned(header, [[m["row"], *map(_mean_cell, [m] * 4, FIGURES)]
-                                      for m in methods]))
-        parts.append(aligned(header, [[p["row"], *map(_pair_cell, [p] * 4, FIGURES)]
-                                      for p in pairs]))
+        parts.append(aligned(["", "sees a", *titles], [
+            [m["row"], m["sees"], *map(_mean_cell, [m] * 4, FIGURES)] for m in methods
+        ]))
+        parts.append(aligned(["", *titles], [
+            [p["row"], *map(_pair_cell, [p] * 4, FIGURES)] for p in pairs
+        ]))
         parts.append(_check_text(checks[dataset]))
     return "\n".join(parts)
 
@@ -204,10 +167,14 @@ def read_split(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     return split
 
 
-def run(names: list[str], splits: int, folder: Path, l2: float, settings: Settings) -> str:
+def run(
+    names: list[str], splits: int, folder: Path, l2: float, settings: Settings, model: str,
+    baselines: list[str],
+) -> str:
     """All splits of the datasets into `folder`; returns summary.md's text."""
     relaxation = settings.relaxation
     config = {
+        "model": model, "baselines": " ".join(baselines) or "none",
         "relaxation": relaxation.kind, "temperature": relaxation.temperature,
         "draws": relaxation.draws if relaxation.kind == "gumbel" else None,
         "lambda": settings.strength, "penalty": settings.norm, "l2": l2,
@@ -220,7 +187,7 @@ def run(names: list[str], splits: int, folder: Path, l2: float, settings: Settin
             for seed in tqdm(range(splits), desc=name, unit="split"):
                 path = folder / name / f"split{seed}.json"
                 if not path.exists():
-                    split = run_split(table, seed, l2, settings.with_seed(seed))
+                    split = run_split(table, seed, l2, settings.with_seed(seed), model, baselines)
                     write_json(path, {"fingerprint": fingerprint(config), "config": config} | split)
                 done.append(read_split(path, config))
             frames.append(summarise(name, done))
@@ -240,8 +207,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=20, help="random 70/10/20 splits a dataset")
     parser.add_argument("--datasets", nargs="+", default=list(tabular.TABLES),
                         choices=list(tabular.TABLES))
+    parser.add_argument("--model", default="logistic", choices=list(NETWORKS),
+                        help="the paper's logistic regression, or an MLP of 64 hidden units")
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES),
+                        choices=list(BASELINES), help="rows beside ERM, FairIF and the control")
     parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--name", default="fairif_table4", help="folder under --results")
+    parser.add_argument("--name", default=None,
+                        help="folder under --results; fairif_table4_<model> where not given")
     parser.add_argument("--lambda", dest="strength", type=float, default=0.1,
                         help="weight of the penalty on eps (the paper's 0.1)")
     parser.add_argument("--norm", choices=NORMS, default="norm",
@@ -249,14 +221,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--relaxation", choices=KINDS, default="sigmoid")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--draws", type=int, default=10, help="Gumbel draws a validation sample")
-    parser.add_argument("--l2", type=float, default=1e-3, help="L2 penalty of all three fits")
+    parser.add_argument("--l2", type=float, default=1e-3, help="L2 penalty of every fit")
     options = parser.parse_args(arguments)
     if options.splits < 2:
         raise UserError("--splits must be 2 or more, for a standard deviation")
+    if not is_plain_name(options.name or "run"):
+        raise UserError("--name must be a plain folder name, without a '/'")
     relaxation = Relaxation(options.relaxation, options.temperature, options.draws)
-    settings = Settings(relaxation, options.strength, options.norm, "exact", options.l2)
-    folder = options.results / options.name
-    print(run(options.datasets, options.splits, folder, options.l2, settings), end="")
+    inverse = NETWORKS[options.model].inverse
+    settings = Settings(relaxation, options.strength, options.norm, inverse, options.l2, steps=100)
+    folder = options.results / (options.name or f"fairif_table4_{options.model}")
+    print(run(options.datasets, options.splits, folder, options.l2, settings, options.model,
+              options.baselines), end="")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""DiGA (Zhang et al., CVPR 2024, Distributionally Generative Augmentation for fair attributes)."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datasets.base import ImageTable
+from datasets.mixing import Data
+from models.backbones import load_weights
+from models.debiasing.base import Debiasing
+from models.debiasing.edits import pair_loader
+from models.method import Method
+from models.strategies import new_model
+from utils.engine import fit
+from utils.files import remove_leftovers
+
+
+def output_layer(model: nn.Module) -> str:
+    """Name of the linear layer that gives the logit: the last one of the network."""
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
+def encoder_of(model: nn.Module) -> tuple[nn.Module, int]:
+    """(the network without its output layer, a copy; number D of its features [B, D])."""
+    encoder, name = deepcopy(model), output_layer(model)
+    features = encoder.get_submodule(name).in_features
+    encoder.set_submodule(name, nn.Identity())
+    return encoder, features
+
+
+def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Batch mean of 2 - 2 cos(predicted, target), both float [B, P] (Grill 2020, equation 2)."""
+    wide = torch.promote_types(predicted.dtype, torch.float32)  # autocast's bf16 is too coarse
+    return (2 - 2 * F.cosine_similarity(predicted.to(wide), target.to(wide), dim=1)).mean()
+
+
+def move_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, every parameter tensor, in place."""
+    with torch.no_grad():
+        for old, new in zip(average.parameters(), model.parameters(), strict=True):
+            old.lerp_(new, 1 - decay)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+class BYOL(Method):
+    """Bootstrap your own latent (Grill 2020) on pairs of edits: no labels, no negatives.
+
+    The online network (encoder, projector, predictor) predicts from one edit what the target
+    network (encoder and projector, a moving average of the online one) says of the other, both
+    ways round. Batches are those of PairLoader. `model` is the online encoder. Departures: crop
+    and flip are the only augmentation beside the edits, and the decay is constant.
+    """
+
+    def __init__(self, encoder: nn.Module, features: int, recipe, *, options: dict, autocast=None):
+        self.options = options
+        hidden, size = options["hidden"], options["projection"]
+        device = next(encoder.parameters()).device
+        self.online = nn.Sequential(encoder, _mlp(features, hidden, size)).to(device)
+        self.predictor = _mlp(size, hidden, size).to(device)
+        self.target = deepcopy(self.online).requires_grad_(False)
+        super().__init__(encoder, recipe, autocast=autocast)
+
+    def setup(self) -> None:
+        self.optimizer = torch.optim.Adam(
+            [*self.online.parameters(), *self.predictor.parameters()], lr=self.options["byol_lr"]
+        )
+
+    def train_mode(self) -> None:
+        for part in (self.online, self.predictor, self.target):
+            part.train()  # the target takes batch statistics too
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Both directions' loss of pairs x [2B, ...]: rows i and B + i belong together."""
+        views = x.chunk(2)
+        predicted = [self.predictor(self.online(view)) for view in views]
+        with torch.no_grad():
+            target = [self.target(view) for view in views]
+        return byol_loss(predicted[0], target[1]) + byol_loss(predicted[1], target[0])
+
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        _, x, _, _ = batch
+        with self.precision(x):
+            loss = self.loss(x)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        move_average(self.target, self.online, self.options["target_decay"])
+        return loss.detach()
+
+    def end_epoch(self) -> None:
+        pass  # the rate is constant
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict()
+                for name in ("online", "predictor", "target", "optimizer")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            getattr(self, name).load_state_dict(value)
+
+
+class DiGA(Debiasing):
+    """An encoder for which edits of the spurious attribute change nothing; then a linear probe.
+
+    (1) For every training image, edits of the spurious attribute by a random degree that keep the
+    target; (2) BYOL on pairs of edits; (3) a linear layer on the frozen encoder, on the training
+    images with their target labels (Zhang 2024).
+    The edits come ready-made (--edits, models/debiasing/edits.py). The paper makes them with a
+    StyleGAN2 trained on the biased set, inverted by e4e, and finds the spurious direction itself,
+    without group labels, from two logistic boundaries of the target of different regularisation;
+    stable_diffusion/edit.py uses the text-to-image model at hand instead, and its prompts name the
+    spurious attribute, which the paper does not need to know. No image's own group is used.
+    Further departures: the encoder starts from the backbone's initial weights as every method
+    here; batch size, the probe's epochs and milestone are the setting's; the probe's epoch is kept
+    by validation accuracy. An epoch of BYOL costs about 2.7 times one of ERM's.
+    """
+
+    paper_row = "DiGA"
+    needs_edits = True
+    defaults = {
+        "byol_epochs": 150,  # the paper
+        "byol_lr": 3e-4,  # Adam, the paper
+        "target_decay": 0.99,  # of the target network; the authors of BYOL end at 1
+        "hidden": 4096,  # units of the projector and the predictor, Grill 2020
+        "projection": 256,  # Grill 2020
+        "probe_lr": 1e-3,  # Adam, the paper
+    }
+    ranges = {
+        "byol_epochs": (1, 10**6), "byol_lr": (1e-9, 100.0), "target_decay": (0.0, 1.0),
+        "hidden": (1, 10**6), "projection": (1, 10**6), "probe_lr": (1e-9, 100.0),
+    }
+
+    def __init__(self, model: nn.Module, recipe, *, encoder: dict[str, Tensor] | None, **rest):
+        """encoder: state dict of `encoder_of(model)`; None where a checkpoint will bring it."""
+        self.head = output_layer(model)
+        if encoder is not None:
+            missing, unknown = model.load_state_dict(encoder, strict=False)
+            if unknown or not all(name.startswith(f"{self.head}.") for name in missing):
+                raise ValueError("the encoder is not that of this network")
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def tables(cls, data: Data) -> dict[str, ImageTable]:
+        return super().tables(data) | {"edited": data.settings.edited}
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        stage, encoder = folder / "byol", None
+        if not (folder / "state.pt").exists():  # the probe's state holds the encoder too
+            if not (stage / "model.pt").exists():
+                stage.mkdir(exist_ok=True)
+                remove_leftovers(stage)
+                network, features = encoder_of(new_model(settings, seed))
+                recipe = replace(settings.pretrain, epochs=options["byol_epochs"])
+                method = BYOL(
+                    network, features, recipe, options=options, autocast=settings.autocast
+                )
+                fit(method, pair_loader(settings, len(data.real), seed), None, stage, "byol")
+            (stage / "state.pt").unlink(missing_ok=True)
+            encoder = load_weights(stage / "model.pt", "the BYOL encoder")
+        log = [json.loads(line) for line in (stage / "log.jsonl").read_text().splitlines()]
+        return {"encoder": encoder}, data.real, log
+
+    @classmethod
+    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
+        result = super().run(data, settings, seed, folder, shared)
+        (folder / "byol" / "model.pt").unlink(missing_ok=True)
+        return result
+
+    def setup(self) -> None:
+        self.frozen_batch_norm = True  # the encoder is frozen as it is, running statistics too
+        self.model.requires_grad_(False)
+        head = self.model.get_submodule(self.head).requires_grad_(True)
+        self.optimizer = torch.optim.Adam(head.parameters(), lr=self.options["probe_lr"])
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, [self.recipe.milestone], gamma=self.recipe.gamma
+        )

@@ -1,0 +1,93 @@
+"""CFair (Zhao et al., ICLR 2020): conditional learning of fair representations. Sees a in training.
+
+    balanced NLL(y) + mu * mean over classes j of the balanced NLL(a | features, y = j),
+
+one adversary per class behind a gradient reversal, every NLL weighted by the inverse frequency of
+its label (of a within y = j for the adversaries). On a logistic regression the features are the
+inputs: no gradient reaches anything the two terms share, and CFair is the class-balanced logistic
+regression, which is fitted exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.fairif.problem import Problem
+from utils.errors import UserError
+
+MU = 10.0  # weight of the adversaries; Adadelta, its rate, epochs and batch: the paper's Adult
+LR = 1.0
+EPOCHS = 100
+BATCH = 512
+
+
+class Reverse(torch.autograd.Function):
+    """The identity whose gradient is turned round."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """n / (2 n_label) per sample, float64 [n] with mean 1; labels int64 [n] in {0, 1}.
+
+    Raises UserError where one of the two labels does not occur.
+    """
+    counts = torch.bincount(labels, minlength=2)
+    if len(labels) == 0 or int(counts.min()) == 0:
+        raise UserError("CFair: a class or a group within a class is missing from the training set")
+    return (len(labels) / (2 * counts.double()))[labels]
+
+
+def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the classes in the batch of the weighted NLL of a; a missing class has no term.
+
+    logits: float [m, 2], column j from class j's adversary. weights: of every sample within its
+    class, float [m].
+    """
+    terms = []
+    for j in (0, 1):
+        rows = y == j
+        if bool(rows.any()):  # the weighted mean over no sample would be NaN
+            losses = F.binary_cross_entropy_with_logits(
+                logits[rows, j], a[rows].to(logits), reduction="none"
+            )
+            terms.append((weights[rows] * losses).sum() / weights[rows].sum())
+    return torch.stack(terms).mean()
+
+
+def train(problem: Problem, mu: float = MU, epochs: int = EPOCHS, batch: int = BATCH) -> nn.Module:
+    """The classifier; on a logistic regression the class-balanced fit. Errors: balanced_weights."""
+    x, y, a = problem.train.x, problem.train.y, problem.train.a
+    by_class = balanced_weights(y).to(x)
+    by_group = torch.empty_like(by_class)
+    for j in (0, 1):
+        by_group[y == j] = balanced_weights(a[y == j]).to(x)
+    model = problem.build()
+    if problem.convex:
+        return problem.fit(model, x, y, by_class / len(y))
+    adversaries = nn.Linear(model[-1].in_features, 2).to(x)
+    parameters = [*model.parameters(), *adversaries.parameters()]
+    optimizer = torch.optim.Adadelta(parameters, lr=LR)
+    for rows in problem.batches(batch, epochs):
+        hidden = model[:-1](x[rows])
+        losses = F.binary_cross_entropy_with_logits(
+            model[-1](hidden).squeeze(1), y[rows].to(x), reduction="none"
+        )
+        own = (by_class[rows] * losses).sum() / by_class[rows].sum()
+        hostile = adversary_loss(
+            adversaries(Reverse.apply(hidden)), y[rows], a[rows], by_group[rows]
+        )
+        optimizer.zero_grad()
+        (own + mu * hostile).backward()
+        optimizer.step()
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise UserError("CFair: the training diverged; lower mu")
+    return model

@@ -1,0 +1,238 @@
+"""Benchmark 3: one seed of AIM-Fair by stage, ours against the release's way of doing it.
+
+    python tests/benchmarks/experiment.py [--quick] [--data demo | celeba] [--repeats 5]
+
+Ours is what train.py runs: images decoded once, batched augmentation, channels_last, on a GPU bf16.
+The release's way is written from its description: a DataLoader that opens, crops and normalises
+each file on the CPU, fp32, and the whole validation set after every epoch. `demo` is the demo's
+faces at 64 pixels; `celeba` is made-up JPEGs of CelebA's size at 224 pixels (--size images for
+training, as many for validation and test). The generated images are copies of training
+images: only the cost matters here. Each round runs both, from decoding to the test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("TQDM_DISABLE", "1")  # no bars between the tables
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import loader as loader_benchmark  # noqa: E402
+from paired import print_table, synchronise  # noqa: E402
+
+import train  # noqa: E402
+from datasets.base import ImageTable, Splits  # noqa: E402
+from datasets.demo import load  # noqa: E402
+from datasets.image_store import open_store  # noqa: E402
+from datasets.mixing import Data  # noqa: E402
+from models import METHODS  # noqa: E402
+from models.backbones import build  # noqa: E402
+from utils.engine import predictions  # noqa: E402
+from utils.runs import list_digest  # noqa: E402
+
+STAGES = ("decode once", "pretrain", "three gradients", "finetune", "test")
+SEED = 100
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, dict.fromkeys(STAGES, 0.0)
+
+    def time(self, stage: str, work: Callable):
+        began = time.perf_counter()
+        result = work()
+        synchronise(self.device)
+        self.seconds[stage] += time.perf_counter() - began
+        return result
+
+
+def our_way(data: Data, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """METHODS["aim_fair"] in an empty folder and with an empty store."""
+    watch, method = Stopwatch(torch.device(args.device)), METHODS["aim_fair"]
+    args.store_dir = folder / "store"
+
+    def decode() -> None:
+        for table in (data.val, data.test, *method.tables(data).values()):
+            open_store(table, args.store_dir)
+
+    watch.time("decode once", decode)
+    began = time.perf_counter()
+    trained, log, _ = method.run(data, args, SEED, folder / "run", folder / "shared")
+    training = time.perf_counter() - began
+    for row in log:
+        watch.seconds[row["stage"]] += row["seconds"]
+    # the gradients are the rest, together with writing and reading the models between the stages
+    watch.seconds["three gradients"] = training - sum(row["seconds"] for row in log)
+    watch.time("test", lambda: predictions(trained, data.loader(data.test, train=False)))
+    return watch.seconds
+
+
+class ReleasesWay:
+    """One file at a time through torchvision, plain fp32, validation after every epoch."""
+
+    def __init__(self, data: Data, args: argparse.Namespace):
+        self.data, self.args, self.device = data, args, torch.device(args.device)
+
+    def batches(self, table: ImageTable, training: bool) -> DataLoader:
+        size = self.args.image_size
+        if training:
+            change = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+        else:
+            change = [transforms.Resize((size, size))]
+        change += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+        images = loader_benchmark.PerSample(table, True)
+        images.transform = transforms.Compose(change)
+        return DataLoader(images, self.args.batch_size, shuffle=training, drop_last=training,
+                          num_workers=self.args.workers)  # fmt: skip
+
+    def loss(self, model, x, y) -> torch.Tensor:
+        logits = model(x.to(self.device)).squeeze(1)
+        return F.binary_cross_entropy_with_logits(logits, y.float().to(self.device))
+
+    @torch.no_grad()
+    def accuracy(self, model, table: ImageTable) -> float:
+        model.eval()
+        right = sum(
+            ((model(x.to(self.device)).squeeze(1) > 0).cpu() == y).sum().item()
+            for _, x, y, _ in self.batches(table, False)
+        )
+        return right / len(table)
+
+    def fit(self, model, table: ImageTable, epochs: int, lr: float) -> None:
+        args = self.args
+        optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad], lr, args.momentum,
+            weight_decay=args.weight_decay,
+        )  # fmt: skip
+        best = -1.0
+        for _ in range(epochs):
+            model.train()
+            for _, x, y, _ in self.batches(table, True):
+                loss = self.loss(model, x, y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            accuracy = self.accuracy(model, self.data.val)
+            if accuracy > best:
+                best, kept = accuracy, deepcopy(model.state_dict())
+        model.load_state_dict(kept)
+
+    def gradients(self, model) -> None:
+        """Three passes; what is selected makes no difference to the cost."""
+        data, model = self.data, deepcopy(model).train()
+        for table in (data.real, data.synthetic_biased, data.synthetic_balanced):
+            model.zero_grad()
+            for _, x, y, _ in self.batches(table, True):
+                self.loss(model, x, y).backward()
+
+    def run(self) -> dict[str, float]:
+        watch, args, data = Stopwatch(self.device), self.args, self.data
+        torch.manual_seed(SEED)
+        model = build(args.backbone, args.pretrained).to(self.device)
+        watch.time(
+            "pretrain", lambda: self.fit(model, data.real, args.pretrain_epochs, args.pretrain_lr)
+        )
+        watch.time("three gradients", lambda: self.gradients(model))
+        balanced = data.synthetic_balanced
+        watch.time(
+            "finetune", lambda: self.fit(model, balanced, args.finetune_epochs, args.finetune_lr)
+        )
+        watch.time("test", lambda: self.accuracy(model, data.test))
+        return watch.seconds
+
+
+def make_data(flags: argparse.Namespace, folder: Path) -> tuple[Data, argparse.Namespace]:
+    """The tables of one seed, and train.py's settings for them."""
+    if flags.data == "demo":
+        splits = load(folder / "demo", "Smiling", "Male", size=flags.size)
+        sizes = ["--image-size", 64, "--batch-size", 64, "--finetune-epochs", 5]
+    else:
+        faces = loader_benchmark.make_jpegs(folder, 3 * flags.size)
+        parts = [faces.take(range(i * flags.size, (i + 1) * flags.size)) for i in range(3)]
+        splits = Splits(*parts)
+        sizes = ["--image-size", 224, "--batch-size", 128, "--finetune-epochs", 10]
+    if flags.quick:
+        short = range(48)
+        splits = Splits(splits.train, splits.val.take(short), splits.test.take(short))
+        sizes = ["--image-size", 32, "--batch-size", 16, "--finetune-epochs", 1]
+        sizes += ["--pretrain-epochs", 1]
+    elif flags.epochs:
+        sizes += ["--pretrain-epochs", flags.epochs[0], "--finetune-epochs", flags.epochs[1]]
+    given = ["--methods", "aim_fair", "--pretrained", "none", "--size", flags.size, *sizes]
+    given += ["--device", flags.device, "--workers", flags.cores, "--synthetic-ratio", 0.8]
+    args = train.complete(train.parser().parse_args([str(value) for value in given]))
+    args.digests = {"real": list_digest(splits.train)}
+    pool = splits.train.take([i % len(splits.train) for i in range(4 * flags.size)])
+    pool.a[:] = torch.arange(len(pool)) // 2 % 2  # every cell has enough
+    pool.y[:] = torch.arange(len(pool)) % 2
+    return Data(splits, pool, args, SEED), args
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="demo", choices=("demo", "celeba"))
+    parser.add_argument("--size", type=int, help="training images; default: demo 1500, else 20000")
+    parser.add_argument(
+        "--epochs", type=int, nargs=2, metavar=("PRETRAIN", "FINETUNE"),
+        help="default: demo 15 5, celeba 15 10",
+    )  # fmt: skip
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    flags = parser.parse_args()
+    flags.size = flags.size or (1500 if flags.data == "demo" else 20000)
+    if flags.quick:
+        flags.size, flags.repeats = 80, 1
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= flags.cores <= len(available):
+        parser.error(f"--cores must be 1 to {len(available)} here")
+    os.sched_setaffinity(0, available[: flags.cores])
+    torch.set_num_threads(flags.cores)
+    times: dict[str, list[dict[str, float]]] = {"the release's way": [], "ours": []}
+    with tempfile.TemporaryDirectory() as name:
+        data, args = make_data(flags, Path(name))
+        for repeat in range(flags.repeats):
+            ways = {
+                "the release's way": lambda: ReleasesWay(data, args).run(),
+                "ours": lambda k=repeat: our_way(data, args, Path(name) / f"ours{k}"),
+            }
+            for way in list(ways) if repeat % 2 == 0 else list(ways)[::-1]:
+                times[way].append(ways[way]())
+    print(
+        f"{flags.data}, {len(data.real)} training, {len(data.val)} validation and {len(data.test)} "
+        f"test images, {args.image_size} px, {args.pretrain_epochs} + {args.finetune_epochs} "
+        f"epochs, {args.device}, {args.precision}, {flags.cores} core(s), medians of "
+        f"{flags.repeats} paired runs\n"
+    )
+    rows = []
+    for stage in (*STAGES, "all"):
+        seconds = {
+            way: [sum(run.values()) if stage == "all" else run[stage] for run in runs]
+            for way, runs in times.items()
+        }
+        theirs, ours = seconds.values()
+        ratio = statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+        shown = [statistics.median(theirs), statistics.median(ours), ratio]
+        rows.append([stage, *("-" if value == 0 else value for value in shown)])
+    print_table(["stage", "release's way, s", "ours, s", "times faster"], rows)
+
+
+if __name__ == "__main__":
+    main()

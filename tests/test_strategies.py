@@ -1,0 +1,399 @@
+"""Comparison rows: which images each trains on, which tensors it updates, and what reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import train
+from datasets.base import CELLS, ImageTable, Splits
+from datasets.mixing import Data
+from datasets.subsets import NotEnoughImages
+from models import METHODS
+from models.bias_ratio import main as bias_ratio
+from models.bias_ratio import minority_share
+from models.ltgc import LTGC, mix_pairs
+from models.strategies import STRATEGIES
+from utils import masks, runs
+from utils.best import main as best
+from utils.engine import PREEMPTION, Recipe
+from utils.errors import UserError
+from utils.files import write_json
+from utils.tables import paper_row, write_summary
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = {(0, 0): 2, (0, 1): 9, (1, 0): 8, (1, 1): 1}
+SETTINGS = SimpleNamespace(
+    synthetic_ratio=0.8, synthetic_biased_ratio=1.0, synthetic_minority=0.3
+)
+
+
+def table(name: str, counts: dict) -> ImageTable:
+    """Rows that are labels only; no image is opened."""
+    rows = [(f"/{name}/{y}{a}/{i}", y, a) for (y, a), n in counts.items() for i in range(n)]
+    paths, y, a = zip(*rows, strict=True)
+    return ImageTable(name, list(paths), np.array(y), np.array(a))
+
+
+def make_data(real: dict = REAL, pool: int = 9, seed: int = 1) -> Data:
+    splits = Splits(table("real", real), None, table("test", dict.fromkeys(CELLS, 1)))
+    return Data(splits, table("pool", dict.fromkeys(CELLS, pool)), SETTINGS, seed)
+
+
+# --- training sets -------------------------------------------------------------------------------
+
+
+def test_supplementation_is_all_real_and_all_balanced_synthetic():
+    data = make_data()
+    assert data.supplemented.paths == data.real.paths + data.synthetic_balanced.paths
+    assert data.synthetic_balanced.counts() == dict.fromkeys(CELLS, 4)
+    assert data.supplemented.counts() == {cell: REAL[cell] + 4 for cell in CELLS}
+
+
+def test_repairing_fills_the_scarce_cells_and_only_those():
+    data = make_data()
+    assert data.repaired.paths[:20] == data.real.paths
+    filling = data.repaired.take(range(20, len(data.repaired)))
+    assert filling.counts() == {(0, 0): 7, (0, 1): 0, (1, 0): 1, (1, 1): 8}
+    assert len(set(filling.paths)) == 16
+    assert all(path.startswith(f"/pool/{y}{a}/")
+               for path, y, a in zip(filling.paths, filling.y, filling.a, strict=True))
+    assert make_data(seed=2).repaired.paths != data.repaired.paths
+    with pytest.raises(NotEnoughImages, match="cell 1_1 needs 8 and has 7"):
+        make_data(pool=7).repaired  # noqa: B018
+    with pytest.raises(UserError, match="protected labels are not all known"):
+        make_data({(0, -1): 3, (1, 1): 1}).repaired  # noqa: B018
+
+
+TABLES = {  # row: the lists a run folder holds; all others learn from train and synthetic_balanced
+    "erm": ["train"],
+    "data_supplementation": ["train", "supplemented"],
+    "data_repairing": ["train", "repaired"],
+    "ltgc": ["train", "repaired"],
+    "aim_fair": ["train", "synthetic_balanced", "synthetic_biased"],
+    "random_mask": ["train", "synthetic_balanced", "synthetic_biased"],
+}
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "ltgc"])
+def test_every_row_says_which_images_and_labels_it_uses(name):
+    data, row = make_data(), METHODS[name]
+    tables = row.tables(data)
+    assert list(tables) == TABLES.get(name, ["train", "synthetic_balanced"])
+    assert tables["train"] is data.real
+    # filling up scarce cells of real images needs their protected labels; nothing else does
+    needs = tables.keys() & {"repaired"}
+    assert row.uses_attributes == ("train" if needs else "none")
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    """ResNet-18's tensors without numbers."""
+    from models.backbones import BACKBONES
+
+    with torch.device("meta"):
+        return BACKBONES["resnet18"](None)
+
+
+def chosen(name: str, model: nn.Module, seed: int = 1) -> list[str]:
+    mask = STRATEGIES[name].tensors(model, SimpleNamespace(seed=seed), None)
+    assert list(mask["tensors"]) == [n for n, _ in model.named_parameters()]
+    return [tensor for tensor, updated in mask["tensors"].items() if updated]
+
+
+BLOCKS = {"stem": 3, "layer1": 12, "layer2": 15, "layer3": 15, "layer4": 15, "fc": 2}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sub_tuning_updates_or_freezes_one_block(block, resnet):
+    updated, rest = chosen(f"update_{block}", resnet), chosen(f"freeze_{block}", resnet)
+    starts = ("conv1.", "bn1.") if block == "stem" else (f"{block}.",)
+    assert all(tensor.startswith(starts) for tensor in updated)
+    assert len(updated) == BLOCKS[block]
+    assert sorted(updated + rest) == sorted(chosen("full_finetuning", resnet))
+    assert len(chosen("full_finetuning", resnet)) == 62
+
+
+def test_linear_probing_updates_the_last_layer(resnet):
+    assert chosen("linear_probing", resnet) == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(("share", "number"), [(40, 25), (55, 34), (70, 43), (85, 53)])
+def test_random_selection_has_the_papers_sizes(share, number, resnet):
+    first = chosen(f"random_{share}", resnet, seed=1)
+    assert len(first) == number
+    assert first == chosen(f"random_{share}", resnet, seed=1)
+    assert first != chosen(f"random_{share}", resnet, seed=2)
+
+
+def test_block_rows_name_the_blocks_a_vit_has():
+    from models.backbones import BACKBONES
+
+    vit = BACKBONES["vit_small_patch32"](None)
+    assert vit(torch.zeros(1, 3, 48, 48)).shape == (1, 1)  # 48 is padded to 64
+    assert len(chosen("full_finetuning", vit)) == 152
+    assert chosen("linear_probing", vit) == ["head.weight", "head.bias"]
+    with pytest.raises(UserError, match=r"no block layer1 .*stem, blocks.0, .*, head\)"):
+        chosen("update_layer1", vit)
+    imagenet = vit.state_dict()
+    imagenet |= {"head.weight": torch.ones(1000, 384), "head.bias": torch.ones(1000)}
+    loaded = BACKBONES["vit_small_patch32"](imagenet)
+    assert loaded.head.weight.shape == (1, 384)
+    assert torch.equal(loaded.cls_token, vit.cls_token)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """results/tiny with one epoch of aim_fair, random_mask and lora, and a copy in tiny/again."""
+    root = tiny.make(tmp_path_factory.mktemp("strategies"))
+    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--top-k", "40"]
+    flags = tiny.flags(root, root / "results", *short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's here
+        train.main([*flags, "--methods", "aim_fair", "random_mask", "lora"])
+        train.main([*flags, "--methods", "aim_fair", "--setting", "tiny/again", "--name", "first"])
+    return root / "results" / "tiny"
+
+
+def mask_of(setting: Path, name: str) -> dict[str, bool]:
+    return json.loads((setting / name / "seed100" / "mask.json").read_text())["tensors"]
+
+
+def test_random_mask_is_as_large_as_aim_fairs_and_another(trained):
+    ours, random = mask_of(trained, "aim_fair"), mask_of(trained, "random_mask")
+    assert sum(ours.values()) == sum(random.values()) < 62
+    assert ours != random
+
+
+def test_lora_moves_only_weight_matrices_and_the_last_layer(trained):
+    updated = {name for name, moved in mask_of(trained, "lora").items() if moved}
+    assert updated >= {"fc.weight", "fc.bias", "conv1.parametrizations.weight.0.up"}
+    assert len(updated) == 2 + 2 * 20  # two matrices for each of ResNet-18's 20 convolutions
+    folder = trained / "lora" / "seed100"
+    after = torch.load(folder / "classifier.pt", weights_only=True)["model"]
+    shared = list((trained / "shared").glob("*/model.pt"))
+    assert len(shared) == 1  # tiny/again shares it too
+    before = torch.load(shared[0], weights_only=True)
+    assert after.keys() == before.keys()  # merged: an ordinary ResNet-18 again
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    parameters = {name for name in moved if "running" not in name and "num_batches" not in name}
+    assert parameters == {n for n in before if before[n].ndim == 4} | {"fc.weight", "fc.bias"}
+    change = (after["layer4.1.conv2.weight"] - before["layer4.1.conv2.weight"]).flatten(1)
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) <= 8
+
+
+def test_a_row_of_another_table_is_copied_not_trained(trained, capsys):
+    copy, first = trained / "again" / "first" / "seed100", trained / "aim_fair" / "seed100"
+    for name in ("metrics.json", "mask.json", "log.jsonl", "classifier.pt", "train.csv", "done"):
+        assert (copy / name).read_bytes() == (first / name).read_bytes(), name
+    other = trained / "again" / "other" / "seed100"
+    config = json.loads((first / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in runs.RECORD}
+    runs.claim(other, config | {"top_k": 41})
+    assert runs.adopt(other, trained, ()) is None
+    assert not (other / "done").exists()
+
+
+# --- LTGC ----------------------------------------------------------------------------------------
+
+
+def test_mixing_pairs_by_hand():
+    x = torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(4, 1, 1, 1)
+    y, generated = torch.tensor([0, 1, 1, 0]), torch.tensor([False, True, True, False])
+    share, order = torch.tensor([0.5, 0.25, 0.5, 0.5]), torch.tensor([0.9, 0.0, 0.0, 0.1])
+    # reals in the order of `order`: 3, 0; generated 1 gets the second, generated 2 the first
+    mixed, partner_y, share = mix_pairs(x, y, generated, share, order)
+    assert share.tolist() == [1, 0.25, 0.5, 1]
+    assert mixed.flatten().tolist() == [1, 0.25 * 10 + 0.75 * 1, 0.5 * 100 + 0.5 * 1000, 1000]
+    assert partner_y[1:3].tolist() == [0, 0]
+    only = mix_pairs(x, y, torch.ones(4, dtype=torch.bool), share, order)
+    assert torch.equal(only[0], x) and only[2].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_ltgc_weighs_the_generated_part(weight):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    x, y = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 1, 0])
+    method = LTGC(model, Recipe(1, 0.1), real=2, options={"alpha": 1.0, "generated_weight": weight})
+    torch.manual_seed(5)
+    share, order = torch.distributions.Beta(1.0, 1.0).sample((4,)), torch.rand(4)
+    first, second = (0, 1) if order[0] < order[1] else (1, 0)
+    total = 0.0
+    for own, other in ((0, None), (1, None), (2, first), (3, second)):  # rows 2, 3: generated
+        s = 1.0 if other is None else float(share[own])
+        partner = own if other is None else other
+        logit = model((s * x[own] + (1 - s) * x[partner])[None]).item()
+        part = 1.0 if other is None else weight * s
+        total += part * cross_entropy(logit, y[own]) + (1 - s) * cross_entropy(logit, y[partner])
+    torch.manual_seed(5)
+    measured = method.update((torch.arange(4), x, y, torch.full((4,), -1)))
+    assert float(measured) == pytest.approx(total / 4, rel=1e-5)
+
+
+def cross_entropy(logit: float, label: torch.Tensor) -> float:
+    p = 1 / (1 + np.exp(-logit))
+    return -np.log(p if label == 1 else 1 - p)
+
+
+# --- the bias ratio from the error set -----------------------------------------------------------
+
+
+def test_bias_ratio_finds_the_planted_minority(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 20000)
+    minority = rng.random(20000) < 0.1
+    right = rng.random(20000) < np.where(minority, 0.05, 0.995)
+    logits = np.where(right == (y == 1), 1.0, -1.0) * rng.random(20000)
+    assert minority_share(logits, y) == pytest.approx(0.1, abs=0.008)
+    with pytest.raises(ValueError, match="3 logits for 2"):
+        minority_share(np.zeros(3), np.zeros(2))
+
+    folder = tmp_path / "jtt" / "seed100"
+    (folder / "reference").mkdir(parents=True)
+    np.save(folder / "reference" / "logits.npy", np.array([1.0, -1.0, -1.0, 1.0]))
+    (folder / "train.csv").write_text("file,y,a\na,1,0\nb,0,0\nc,1,0\nd,1,0\n")
+    bias_ratio([str(tmp_path / "jtt")])
+    assert "--synthetic-minority 0.25" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        bias_ratio([str(tmp_path)])
+    assert stop.value.code == 2
+    assert "give the folder of a JTT row" in capsys.readouterr().err
+
+
+# --- the best of several rows --------------------------------------------------------------------
+
+
+def write_run(setting: Path, row: str, seed: int, validation: float | None, **config) -> None:
+    """A finished run with 80, 90, 70 and 60 of 100 right in the four cells."""
+    groups = dict(zip(["0_0", "0_1", "1_0", "1_1"], [0.8, 0.9, 0.7, 0.6], strict=True))
+    test = dict.fromkeys(("acc", "std", "eo_mean", "eo_worst", "ad", "aod", "eod"), 0.75)
+    test |= {"wst": 0.6, "group_acc": groups, "group_count": dict.fromkeys(groups, 100)}
+    write_json(setting / row / f"seed{seed}" / "metrics.json", {
+        "test": test, "validation": None if validation is None else {"acc": validation},
+    })
+    write_json(setting / row / f"seed{seed}" / "config.json", {"seed": seed, **config})
+
+
+def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
+    accuracy = {"random_40": (0.9, 0.7), "random_55": (0.7, 0.95), "random_70": (0.95, 0.7)}
+    for row, values in accuracy.items():
+        for seed, value in zip((100, 200), values, strict=True):
+            write_run(tmp_path, row, seed, value)
+    command = [str(tmp_path), "--name", "best_random", "--rows", *accuracy]
+    best(command)
+    best(command)  # again: an earlier selection is replaced
+    assert "best_random is random_55" in capsys.readouterr().out  # 0.825, as random_70, but first
+    for seed in (100, 200):
+        folder = tmp_path / "best_random" / f"seed{seed}"
+        source = tmp_path / "random_55" / f"seed{seed}"
+        assert (folder / "metrics.json").read_bytes() == (source / "metrics.json").read_bytes()
+    text = write_summary(tmp_path)
+    assert "best_random is random_55, of random_40, random_55, random_70: highest val" in text
+    assert text == (tmp_path / "summary.md").read_text()
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            best([str(tmp_path), *arguments])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "is a run and no earlier selection" in refused(
+        "--name", "random_40", "--rows", "random_40", "random_55"
+    )
+    assert "has no row nothing" in refused("--name", "best", "--rows", "nothing")
+    write_run(tmp_path, "without", 100, None)
+    assert "--val none" in refused("--name", "best", "--rows", "without")
+    write_run(tmp_path, "short", 100, 0.5)
+    assert "different seeds" in refused("--name", "best", "--rows", "random_40", "short")
+
+
+# --- masks over seeds ----------------------------------------------------------------------------
+
+
+def test_overlap_of_masks_by_hand(tmp_path):
+    names = ["a", "b", "c", "d"]
+    for seed, chosen_names in ((1, "ab"), (2, "bc"), (3, "ab")):
+        mask = {name: name in chosen_names for name in names}
+        write_json(tmp_path / "aim_fair" / f"seed{seed}" / "mask.json", {"tensors": mask})
+    one, two, three = masks.read_masks(tmp_path, "aim_fair")
+    assert masks.jaccard(one, two) == pytest.approx(1 / 3)
+    assert masks.jaccard(one, three) == 1
+    text = masks.report(tmp_path)
+    assert [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]] == [
+        "aim_fair", "3", "2 of 4", "0.56", "0.39", "1", "1",
+    ]  # (1/3 + 1 + 1/3) / 3; by chance (1 * 1 + 4 * 1/3 + 1 * 0) / 6
+    assert "aim_fair, frozen in every seed: d" in text
+    with pytest.raises(UserError, match="has a mask.json"):
+        write_run(tmp_path / "none", "erm", 1, 0.5)
+        masks.report(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 1), (2, 4), (5, 3), (6, 6)])
+def test_overlap_by_chance_is_the_mean_over_all_pairs_of_masks(one, other):
+    overlaps = [
+        len(set(a) & set(b)) / len(set(a) | set(b))
+        for a in combinations(range(6), one) for b in combinations(range(6), other)
+    ]
+    assert masks.jaccard_by_chance(6, one, other) == pytest.approx(np.mean(overlaps))
+
+
+# --- runner.sh: every line of every experiment is one that train.py takes -------------------------
+
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
+"""
+EXPERIMENTS = [
+    *(f"table{number}" for number in range(1, 12)), "rates", "figure1", "figure2", "figure5",
+    "figure8",
+]
+
+
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bin") / "python"
+    path.write_text(RECORDER)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("setting", ["demo", "celeba", "utkface"])
+def test_every_line_of_the_runner_is_taken(setting, recorder, tmp_path):
+    paper_only_for_celeba = {"table1", "table2", "table5", "table6", "table8", "table9", "table11"}
+    lines = []
+    for name in EXPERIMENTS:
+        if setting == "utkface" and name in paper_only_for_celeba:
+            continue
+        record = tmp_path / name
+        subprocess.run(
+            ["bash", str(ROOT / "runner.sh"), name], check=True, stdout=subprocess.DEVNULL,
+            env={**os.environ, "SETTING": setting, "PYTHON": str(recorder), "RECORD": str(record),
+                 "LAUNCHER": "true", "SEEDS": "100 200"},
+        )
+        lines += [(name, line.split("\x1f")[:-1]) for line in record.read_text().splitlines()]
+    rows: dict[str, set[str]] = {}
+    for line in (line for _, line in lines if line[0] == "train.py"):
+        # flags, hyper-parameters and, where the paper's table is named, that it has the row
+        args = train.complete(train.parser().parse_args(line[1:]))
+        rows.setdefault(args.setting, set()).update([args.name] if args.name else args.methods)
+        assert args.paper_table is None or setting != "demo"
+    assert sum(map(len, rows.values())) > 40
+    for line in (line for _, line in lines if line[:2] == ["-m", "utils.best"]):
+        command = dict(zip(line[3:7:2], line[4:8:2], strict=True))
+        assert set(line[8:]) <= rows[line[2].removeprefix("results/")]
+        if command["--paper-row"] and setting != "demo":
+            pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
+            assert paper_row("4", command["--paper-row"], setting, *pair)["wst"] > 80

@@ -1,0 +1,34 @@
+"""Colours and lines that all figures share, and how they are saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from utils.files import atomic_path
+
+# Okabe and Ito's palette without yellow: told apart by colour-blind readers and in print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "grid.color": "#e6e6e6", "axes.axisbelow": True, "font.size": 9, "legend.frameon": False,
+         "pdf.fonttype": 42}
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write <folder>/<name>.png and .pdf and close the figure; returns the two paths."""
+    written = []
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        path = folder / f"{name}.{kind}"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
+        written.append(path)
+    plt.close(figure)
+    return written
