@@ -32,7 +32,7 @@ from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
 from utils.files import remove_leftovers, write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.options import parse_options
+from utils.options import ArgumentParser, parse_options
 from utils.runs import adopt, claim, exclusive, finish, list_digest
 
 
@@ -53,8 +53,8 @@ def number(kind, low, high, *, open_low=False):
     return parse
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
         description=__doc__.split("\n")[0], allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
     rate = number(float, 0, 100, open_low=True)
 
     g = p.add_argument_group("what is run")
-    g.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS),
-                   help="run in this order, each with every seed")
+    g.add_argument("--methods", nargs="+", required=True, choices=list(METHODS), metavar="METHOD",
+                   help=f"run in this order, each with every seed; of {', '.join(METHODS)}")
     g.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[100],
                    help="the paper: 100 200 ... 1000")
     g.add_argument("--setting", default="demo", help="folder under --results")

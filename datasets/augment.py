@@ -63,7 +63,7 @@ def crop_boxes(
     """int64 [B, 4], rows (top, left, height, width): torchvision's RandomResizedCrop.get_params.
 
     `indices` int [B]; `height` and `width` of the images, one number or [B] each; `smallest` share
-    of an image's area, in (0, 1]. A row depends on (seed, epoch, its index, its image's size) alone.
+    of an image's area, in (0, 1]. A row depends on (seed, epoch, index, image size) alone.
     """
     indices = np.asarray(indices, np.int64)
     height = np.broadcast_to(np.asarray(height, np.int64), indices.shape)

@@ -8,7 +8,6 @@ every listed image, and names each difference. Exit code 0: none; 1: differences
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from datasets import celeba, demo, utkface
 from datasets.base import CELLS, bad_images, named
 from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
 from utils.errors import UserError, exit_cleanly
+from utils.options import ArgumentParser
 
 # CelebA's own counts, and the lists the AIM-Fair release trains on (SHA-256, see `list_hash`)
 CELEBA_SPLITS = {"train": 162770, "val": 19867, "test": 19962}
@@ -117,7 +117,7 @@ def check_utkface(root: Path) -> tuple[list[str], list[str]]:
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 0 where nothing differs, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m datasets.check", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--dataset", choices=("celeba", "utkface", "demo"), required=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 
 from datasets.base import CELLS, ImageTable, Splits, concat
@@ -50,8 +51,8 @@ class Data:
         """The real images followed by synthetic ones of the scarce cells until all are as large.
 
         Which real images are scarce is known from their protected labels: a strategy that trains on
-        this set declares uses_attributes = "train". Raises UserError where the real images have no
-        protected labels, NotEnoughImages where the generated ones do not suffice.
+        this set declares uses_attributes = "train". A cell of which fewer were generated (the demo)
+        gets all there are, which is said. Raises UserError where protected labels are not known.
         """
         counts = self.real.counts()
         if set(counts) != set(CELLS):
@@ -59,9 +60,14 @@ class Data:
                 f"data repairing fills the scarce cells of {self.real.name}, whose protected "
                 "labels are not all known; leave data_repairing and ltgc out of --methods"
             )
-        largest = max(counts.values())
-        missing = {cell: largest - counts[cell] for cell in CELLS}
-        filling = draw_cells(self._synthetic(), missing, self.seed)
+        available, filling = self._synthetic().counts(), {}
+        for cell in CELLS:
+            missing = max(counts.values()) - counts[cell]
+            filling[cell] = min(missing, available[cell])
+            if filling[cell] < missing:
+                print(f"data repairing lacks {missing} images of cell {cell[0]}_{cell[1]} and gets "
+                      f"the {filling[cell]} that were generated", file=sys.stderr)
+        filling = draw_cells(self._synthetic(), filling, self.seed)
         return concat([self.real, filling], "real images, repaired with synthetic ones")
 
     def loader(self, table: ImageTable, *, train: bool, attributes: bool = False) -> Loader:

@@ -9,7 +9,6 @@ attribute and fails the images of the scarce cells, so the share of its mistakes
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 
 from models.debiasing.jtt import error_set
 from utils.errors import UserError, exit_cleanly
+from utils.options import ArgumentParser
 
 
 def minority_share(logits: np.ndarray, y: np.ndarray) -> float:
@@ -50,7 +50,7 @@ def of_run(folder: Path) -> float:
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The bias ratio from JTT's error set.")
+    parser = ArgumentParser(description="The bias ratio from JTT's error set.")
     parser.add_argument("run", type=Path, help="results/<setting>/jtt, with its seeds' folders")
     run = parser.parse_args(arguments).run
     folders = sorted(run.glob("seed*"))

@@ -37,6 +37,7 @@ from prompts.instruction import (
 )
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
+from utils.options import ArgumentParser
 
 ROUNDS = 6  # requests per cell and start; a good model needs one or two
 
@@ -186,7 +187,7 @@ def build(document: dict, out: Path, ask: Callable[[str], str]) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with --dataset and --out filled in."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m prompts.build", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--target", required=True, help="Smiling, Male, Young, Female or White")

@@ -18,7 +18,6 @@ Failures are listed by prompt and the exit code is 1 if there are any. The rules
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import re
@@ -30,6 +29,7 @@ from typing import NamedTuple
 from prompts.attributes import HEAD_POSE, ages, plain_text, values_named
 from prompts.instruction import ATTRIBUTES, CELLS, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
 from utils.errors import UserError, exit_cleanly
+from utils.options import ArgumentParser
 
 PROMPTS = Path(__file__).parent
 # The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
@@ -259,7 +259,7 @@ def check_file(
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the number that the process exits with."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m prompts.check", description=__doc__.split("\n")[0]
     )
     parser.add_argument("files", nargs="*", help="prompt files (default: every .json in prompts/)")

@@ -9,7 +9,6 @@ asked for: what the images can teach is limited by it. The judge is a checkpoint
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from datasets.image_store import decode
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason
 from utils.files import atomic_path, write_json
+from utils.options import ArgumentParser
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]
 # What CLIP is asked per attribute: (attribute = 1, attribute = 0).
@@ -207,7 +207,7 @@ def _print_report(folder: Path, report: dict) -> None:
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m stable_diffusion.audit`; exit code 1 if images miss or are broken."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m stable_diffusion.audit", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--images", required=True, help="folder that generate.py wrote, any level")

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from stable_diffusion import generate, manifest
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
+from utils.options import ArgumentParser
 
 COLUMNS = ("path", "source", "degree", "prompt", "seed", "model", "settings")
 MINIMUM = 2  # edits an image: DiGA learns from pairs
@@ -52,7 +53,7 @@ class Edit:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command; the sampler's are those of generate.py."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m stable_diffusion.edit", description=__doc__.split("\n")[0],
         allow_abbrev=False,
     )

@@ -23,11 +23,12 @@ from tqdm import tqdm
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
 from utils.errors import UserError, exit_cleanly
+from utils.options import ArgumentParser
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Flags of the command; a sampler setting left out is the paper's, or the demo model's own."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m stable_diffusion.generate",
         description=__doc__.split("\n")[0],
         allow_abbrev=False,
@@ -77,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+def _add_sampler_flags(parser: ArgumentParser) -> None:
     how = parser.add_argument_group("sampler (default: the paper's, or what was measured for demo)")
     how.add_argument("--scheduler", choices=("ddim", "dpmsolver++"), help="paper: ddim (eta 0)")
     how.add_argument("--steps", type=_whole(1, 1000), help="paper: 50")
@@ -119,7 +120,7 @@ def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_set_flags(parser: argparse.ArgumentParser) -> None:
+def _add_set_flags(parser: ArgumentParser) -> None:
     sets = parser.add_argument_group(
         "balanced.csv and biased.csv (default: the paper's numbers "
         "scaled from 10500 to --images-per-cell)"

@@ -15,7 +15,6 @@ visible under SD's own schedule up to the last step, which shows as colour casts
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from copy import deepcopy
@@ -34,6 +33,7 @@ from datasets import celeba, demo
 from stable_diffusion.demo_captions import MAX_TOKENS, Captions, train_tokenizer
 from utils.errors import UserError, exit_cleanly
 from utils.files import atomic_path
+from utils.options import ArgumentParser
 
 HERE = Path(__file__).resolve().parent
 SIZE, LATENT_CHANNELS, WIDTH = 64, 4, 128  # pixels, channels of a latent, text embedding
@@ -274,7 +274,7 @@ def sample_grid(path: Path, pipeline: StableDiffusionPipeline) -> None:
 
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="unpacked faces")
     parser.add_argument("--work", type=Path, default=Path("data/demo_model"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "demo_model")

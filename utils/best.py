@@ -10,13 +10,13 @@ which needs no group labels; the test set is not looked at. The same row then st
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 from utils import tables
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic, write_json
+from utils.options import ArgumentParser
 
 
 def validation_accuracies(setting_dir: Path, rows: list[str]) -> dict[str, dict[int, float]]:
@@ -74,7 +74,7 @@ def write_best(setting_dir: Path, rows: list[str], name: str, paper_row: str | N
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The best of several rows on validation accuracy.")
+    parser = ArgumentParser(description="The best of several rows on validation accuracy.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
     parser.add_argument("--rows", nargs="+", required=True, help="rows to choose from")
     parser.add_argument("--name", required=True, help="name of the chosen row's copy")

@@ -7,7 +7,6 @@ updates. With 48 to 55 of 62 tensors selected, a large overlap alone says little
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from itertools import combinations
@@ -17,6 +16,7 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from utils.errors import UserError, exit_cleanly
+from utils.options import ArgumentParser
 from utils.table_text import aligned, number
 from utils.tables import read_json, run_folders
 
@@ -91,7 +91,7 @@ def report(setting_dir: str | Path) -> str:
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Overlap of the masks of different seeds.")
+    parser = ArgumentParser(description="Overlap of the masks of different seeds.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
     print(report(parser.parse_args(arguments).setting), end="")
 

@@ -1,10 +1,18 @@
-"""A method's own hyper-parameters from the command line: `--set NAME=VALUE ...`."""
+"""Command lines: flags whose mistakes are one sentence, and `--set NAME=VALUE ...`."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 
 from utils.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a mistake raises UserError: one sentence, without the usage of every flag."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help explains every flag")
 
 
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:

@@ -12,7 +12,6 @@ Nothing is trained or evaluated here.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from utils.figure_style import COLOURS, LINES, MARKERS, STYLE, save
 from utils.figures_sweeps import block_bars, top_k_curve
 from utils.masks import read_masks
 from utils.metrics import summary
+from utils.options import ArgumentParser
 from utils.tables import read_metrics, run_folders
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
@@ -213,7 +213,7 @@ def draw_all(setting_dir: str | Path, others: Sequence[str | Path] = ()) -> list
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Figures of a setting from its saved runs.")
+    parser = ArgumentParser(description="Figures of a setting from its saved runs.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
     parser.add_argument("--with", type=Path, nargs="+", default=[], dest="others",
                         metavar="SETTING", help="settings whose methods Figure 1 shows too")

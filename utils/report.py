@@ -7,7 +7,6 @@ the one file, without scripts, so it can be mailed or put on a server as it is.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import statistics
@@ -24,6 +23,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.html import image, markdown_to_html, page, table
 from utils.metrics import CELLS
+from utils.options import ArgumentParser
 from utils.runs import RECORD
 from utils.tables import read_json, run_folders, write_summary
 
@@ -233,7 +233,7 @@ def _text(value: Any) -> str:
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="A report of a setting from its saved runs.")
+    parser = ArgumentParser(description="A report of a setting from its saved runs.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
     setting = parser.parse_args(arguments).setting
     if not setting.is_dir():

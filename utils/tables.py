@@ -14,7 +14,6 @@ definitions of equalized odds are in use, so no column is called plain `wst` or 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
@@ -30,6 +29,7 @@ from utils import table_text
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.metrics import CELLS, from_json, summary, table_style
+from utils.options import ArgumentParser
 
 PAPER_TABLE = Path(__file__).parent.parent / "paper_tables" / "aim_fair.csv"
 FIGURES = tuple(table_text.TITLES)  # every metric, in the order of the columns
@@ -265,7 +265,7 @@ def write_summary(
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Tables of a setting from its saved runs.")
+    parser = ArgumentParser(description="Tables of a setting from its saved runs.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
     parser.add_argument("--latex", action="store_true", help="also write summary.tex (booktabs)")
     parser.add_argument("--baseline", help="method to take paired differences to, such as erm")

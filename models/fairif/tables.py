@@ -12,7 +12,6 @@ over splits, for a difference its 95% t interval <metric>_low and _high, and <me
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from models.fairif.splits import NETWORKS, run_split
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic, write_json
 from utils.metrics import from_json
+from utils.options import ArgumentParser
 from utils.runs import exclusive, fingerprint
 from utils.table_text import aligned
 from utils.tables import paired_difference, read_json
@@ -202,7 +202,7 @@ def run(
 
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="FairIF's Table 4 on Adult, German and COMPAS.")
+    parser = ArgumentParser(description="FairIF's Table 4 on Adult, German and COMPAS.")
     parser.add_argument("--table", default="4", choices=["4"], help="the paper's table")
     parser.add_argument("--splits", type=int, default=20, help="random 70/10/20 splits a dataset")
     parser.add_argument("--datasets", nargs="+", default=list(tabular.TABLES),
