@@ -236,10 +236,12 @@ def cut_batches(rows: Sequence[Edit], size: int) -> list[list[Edit]]:
 
 def remove_leftovers(folder: Path, batches: Sequence[Sequence[Edit]]) -> None:
     """Remove half-written files of killed processes beside the images of these batches."""
+    from stable_diffusion.writer import is_running  # torch, loaded by now
+
     own = {PurePosixPath(row.path).name for rows in batches for row in rows}
     for file in folder.glob("images/.*.png.*.tmp"):
         name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
-        if name in own and not generate._is_running(process):
+        if name in own and not is_running(process):
             file.unlink(missing_ok=True)
 
 
@@ -250,7 +252,9 @@ def edit(args: argparse.Namespace) -> int:
     index, world = manifest.share(args.shard)
     args.images_per_cell = len(sources) * args.edits_per_image  # no batch is larger than that
     sampler, settings, batch_size, saved = generate._build_sampler(args)
-    generate._check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
+    from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
+
+    check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
     steps = settings["steps"]
     low, high = (min(steps, max(1, round(degree * steps))) for degree in args.degrees)
     rows = plan(sources, prompts, args.edits_per_image, args.seed, (low, high))

@@ -40,11 +40,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="demo, a hub id, a diffusers folder, or one .ckpt/.safetensors file (default: demo)",
     )
     what.add_argument(
-        "--model-config",
-        metavar="ID",
-        help="hub id or folder that gives a single "
+        "--model-config", metavar="ID", help="hub id or folder that gives a single "
         "checkpoint file its tokenizer and architecture (default: SD 2.1-base's)",
-    )
+    )  # fmt: skip
     what.add_argument("--prompts", required=True, help="a prompt file of prompts/")
     what.add_argument("--out", required=True, help="root folder of the images")
     what.add_argument(
@@ -104,7 +102,7 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
     speed.add_argument(
         "--decode-batch",
         type=_whole(1, 4096),
-        help="images through the VAE at once, a divisor of the batch (default: the whole batch)",
+        help="images through the VAE at once, a divisor of the batch (default: all, on a CPU 10)",
     )
     speed.add_argument(
         "--compile",
@@ -233,44 +231,12 @@ def make_images(
         ) from None
 
 
-def _remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Remove half-written files that a killed process left beside images of these batches."""
-    own = {row.path for rows in batches for row in rows}
-    for y, a in manifest.CELLS:
-        for file in (folder / f"{y}_{a}").glob(".*.png.*.tmp"):
-            name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
-            if f"{y}_{a}/{name}" in own and not _is_running(process):
-                file.unlink(missing_ok=True)
-
-
-def _is_running(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _own_batches(
     rows: Sequence[Row], batch_size: int, index: int, world: int, cells: Sequence[str] | None
 ) -> Iterator[list[Row]]:
     for number, batch in enumerate(manifest.cut_batches(rows, batch_size)):
         if number % world == index and (not cells or f"{batch[0].y}_{batch[0].a}" in cells):
             yield batch
-
-
-def _check_lengths(prompts: manifest.PromptSet, tokenizer, path: str) -> None:
-    """Raise UserError for a prompt that the text encoder would cut off."""
-    for (y, a), texts in prompts.cells.items():
-        for number, text in enumerate(texts, 1):
-            tokens = len(tokenizer(text).input_ids)
-            if tokens > tokenizer.model_max_length:
-                raise UserError(
-                    f"--prompts {path}: prompt {number} of cell {y}_{a} takes {tokens} of the "
-                    f"model's {tokenizer.model_max_length} tokens; make it shorter"
-                )
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -280,7 +246,10 @@ def generate(args: argparse.Namespace) -> int:
     rows = manifest.plan(prompts, args.images_per_cell, args.seed)
     folder = Path(args.out) / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)
-    _check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
+    from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
+    from stable_diffusion.writer import remove_leftovers
+
+    check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -289,7 +258,7 @@ def generate(args: argparse.Namespace) -> int:
         ) from None
     listed = manifest.write_manifest(folder, rows, args.model, settings)
     own = list(_own_batches(rows, batch_size, index, world, args.cells))
-    _remove_leftovers(folder, own)
+    remove_leftovers(folder, own)
     there = manifest.existing(folder)
     todo = [batch for batch in own if any(row.path not in there for row in batch)]
     total, left = sum(map(len, own)), sum(map(len, todo))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from stable_diffusion.manifest import Row
+from stable_diffusion.manifest import CELLS, Row
 from utils.errors import UserError
 from utils.files import write_atomic
 
@@ -71,3 +72,24 @@ class ImageWriter:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         write_atomic(self.folder / row.path, buffer.getvalue())
+
+
+def remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
+    """Remove half-written files that a killed process left beside images of these batches."""
+    own = {row.path for rows in batches for row in rows}
+    for y, a in CELLS:
+        for file in (folder / f"{y}_{a}").glob(".*.png.*.tmp"):
+            name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
+            if f"{y}_{a}/{name}" in own and not is_running(process):
+                file.unlink(missing_ok=True)
+
+
+def is_running(process: str) -> bool:
+    """Whether a process of that number is alive."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True

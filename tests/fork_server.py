@@ -37,7 +37,7 @@ PWRITE = os.pwrite
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-STAGES = {  # in the order in which a pipeline of ERM and AIM-Fair reaches their last events
+STAGES = {  # in the order in which generating and AIM-Fair reach their last events
     "generation": ["stable_diffusion.generate:generate"],
     "image store": ["datasets.image_store:_build"],
     "pre-training": ["models.strategies:pretrain"],

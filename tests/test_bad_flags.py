@@ -167,7 +167,6 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--paper-row", "AIM-Fair", "--methods", "erm", "aim_fair"], "--paper-row"),
     (["--paper-row", "Nobody", "--paper-table", "3"], "--paper-table"),
     (["--edits", "nowhere", "--methods", "diga"], "nowhere"),
-    (["--methods", "diga"], "--edits"),
     (["--setting", "/tmp/x"], "--setting"),
     (["--setting", "a//b"], "--setting"),
 ]

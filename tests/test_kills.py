@@ -46,7 +46,7 @@ def pipeline(model: Path, prompts: Path, data: Path, folder: Path) -> list[list[
         "--images-per-cell", tiny.SYNTHETIC, "--steps", 2, "--batch-size", 4,
     ]  # fmt: skip
     train = tiny.flags(
-        data, folder / "results", "--backbone", "tiny", "--methods", "erm", "aim_fair",
+        data, folder / "results", "--backbone", "tiny", "--methods", "aim_fair",
         "--synthetic-root", folder / "images", "--prompt-set", "plain",
     )  # fmt: skip
     return [["stable_diffusion.generate", *map(str, generate)], ["train", *train]]
