@@ -287,7 +287,7 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
             finish(folder, DROPPED)
             print(f"{folder}: finished, reused", flush=True)
             return
-        if twin := adopt(folder, top, DROPPED):
+        if twin := adopt(folder, top, DROPPED, RESULTS):
             print(f"{folder}: the same as {twin}, copied", flush=True)
             return
         began = time.monotonic()

