@@ -43,7 +43,7 @@ judge() {
   for target in Smiling Male; do
     protected=$([ $target = Smiling ] && echo Male || echo Smiling)
     $PYTHON train.py --setting "judge_$target" --methods erm --seeds 100 --dataset demo \
-      --data-root "$DATA/demo" --target $target --protected $protected --minority 0.5 --size 3000 \
+      --data-root "$DATA/demo" --target $target --protected $protected --minority 0.5 --size 2200 \
       $DEMO_NET --pretrain-epochs 14 --milestone 11 --results "$RESULTS" \
       --store-dir "$DATA/store"
   done
