@@ -58,13 +58,14 @@ def test_group_figures_are_fairlearns(case):
 @given(labelled(full=False), st.randoms(use_true_random=False))
 def test_figures_do_not_depend_on_order_names_or_copies(case, random):
     h, y, a = case
-    expected = repr(figures(fairness_metrics(h, y, a)))  # repr, for NaN is not equal to itself
+    # another order of the cells may change the last bit of a standard deviation
+    expected = pytest.approx(figures(fairness_metrics(h, y, a)), rel=1e-12, nan_ok=True)
     order = list(range(len(y)))
     random.shuffle(order)
-    assert repr(figures(fairness_metrics(h[order], y[order], a[order]))) == expected
-    assert repr(figures(fairness_metrics(h, y, 1 - a))) == expected
+    assert figures(fairness_metrics(h[order], y[order], a[order])) == expected
+    assert figures(fairness_metrics(h, y, 1 - a)) == expected
     twice = fairness_metrics(*np.concatenate([case, case], axis=1))
-    assert repr(figures(twice)) == expected
+    assert figures(twice) == expected
     swapped = fairness_metrics(1 - h, 1 - y, a)
     for name in ("acc", "wst", "eo_mean", "eo_worst", "ad", "aod"):  # eod speaks of y = 1 alone
         assert swapped[name] == pytest.approx(fairness_metrics(h, y, a)[name], nan_ok=True)

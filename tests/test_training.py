@@ -187,6 +187,7 @@ CHANGED = {
     "test_size": ["12"],
     "prompt_set": ["plain"],
     "synthetic_ratio": ["1.2"],
+    "synthetic_biased_ratio": ["0.5"],
     "synthetic_minority": ["0.5"],
     "backbone": ["resnet34"],
     "pretrained": ["imagenet"],
@@ -212,7 +213,7 @@ CHANGED = {
 # What the pre-trained model does not depend on.
 LATER = {
     "finetune_epochs", "finetune_lr", "top_k", "criterion", "batch_norm", "prompt_set",
-    "synthetic_ratio", "synthetic_minority",
+    "synthetic_ratio", "synthetic_biased_ratio", "synthetic_minority",
 }  # fmt: skip
 
 
