@@ -27,7 +27,7 @@ fi
 
 # --- speed ---------------------------------------------------------------------------------------
 SPEED=${SPEED:-}                   # for example: --compile --batch-size 30 --precision bf16
-LAUNCHER=${LAUNCHER:-python}       # several GPUs: LAUNCHER="torchrun --nproc-per-node 8"; or submit this
+LAUNCHER=${LAUNCHER:-${PYTHON:-python}}  # several GPUs: LAUNCHER="torchrun --nproc-per-node 8"; or submit this
                                    # script as a SLURM array: each task takes its share
 
 for file in $PROMPTS; do

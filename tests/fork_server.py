@@ -44,7 +44,8 @@ STAGES = {  # in the order in which generating and AIM-Fair reach their last eve
     "mask": ["models.strategies:_mask"],
     "fine-tuning": ["models.strategies:_fit"],
     "run folder": ["train:run"],  # its lists, metrics and marks; not what the others count
-    "tables": ["utils.tables:write_summary", "utils.plots:draw_all"],
+    "tables": ["utils.tables:write_summary", "utils.plots:draw_all",
+               "utils.report:write_contact_sheets", "utils.report:write_report"],
 }
 
 
@@ -134,7 +135,8 @@ class Saboteur:
             self.event("gradient")
 
         def sleeping(seconds):
-            self.event("sleep")
+            if seconds >= 0.1:  # subprocess waits for its children in shorter ones
+                self.event("sleep")
             sleep(seconds)
 
         os.replace, os.pwrite, Path.write_bytes = replacing, storing, writing
@@ -170,7 +172,8 @@ def child(request: dict, report: int) -> None:
         if request.get("fsize"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"],) * 2)
         if request.get("figures") is False:
-            sys.modules["utils.plots"].draw_all = lambda setting: []
+            sys.modules["utils.plots"].draw_all = lambda *_: []
+            sys.modules["utils.report"].write_contact_sheets = lambda *_: []
         Saboteur(request, report).install()
         for module, *flags in request["commands"]:
             importlib.import_module(module).main(flags)

@@ -37,7 +37,8 @@ def own_signal_handler(monkeypatch):
 def small(monkeypatch):
     """The small network can be asked for, and figures are drawn by the server's runs only."""
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(train.plots, "draw_all", lambda setting: [])
+    monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
+    monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
 
 
 def flags(data: Path, results: Path, *more) -> list[str]:
