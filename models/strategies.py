@@ -7,7 +7,6 @@ rows share, with the fine-tuning recipe.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from models.selectors import (
 from utils.blocks import RESNET_BLOCKS
 from utils.engine import PREEMPTION, Recipe, fit
 from utils.files import write_json
-from utils.runs import claim, exclusive, fingerprint, finish, read_record
+from utils.runs import claim, exclusive, fingerprint, finish, read_log, read_record
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def pretrain(data: Data, settings, seed: int, shared: Path) -> tuple:
             _fit(model, data, data.real, settings.pretrain, settings, folder, "pretrain")
         finish(folder)
         model.load_state_dict(backbones.load_weights(folder / "model.pt", "the pre-trained model"))
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        log = read_log(folder / "log.jsonl")
     return model, log
 
 
@@ -168,4 +167,4 @@ def _mask(selector: Selector, model, data: Data, settings, folder: Path) -> dict
     path = folder / "mask.json"
     if not path.exists():
         write_json(path, selector(model, data, settings))
-    return read_record(path)
+    return read_record(path, "tensors")

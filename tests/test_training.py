@@ -548,6 +548,18 @@ def test_an_output_that_is_not_finite_is_no_prediction(tmp_path):
         fit(method, OneBatch(), OneBatch(), tmp_path, "stage")
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    mask, log = tmp_path / "mask.json", tmp_path / "log.jsonl"
+    for text in ("{}", "[]", '{"tensors": '):
+        mask.write_text(text)
+        with pytest.raises(UserError, match="mask.json is damaged; delete the folder"):
+            runs.read_record(mask, "tensors")
+    for text in ('{"epoch": 1}\n{"epo', "3\n"):
+        log.write_text(text)
+        with pytest.raises(UserError, match="log.jsonl is damaged; delete the folder"):
+            runs.read_log(log)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"PK\3\4 half")
     with pytest.raises(UserError, match="state.pt is damaged .* delete it"):

@@ -89,15 +89,24 @@ def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterato
         yield
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object of a run folder. UserError where it is damaged."""
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object of a run folder. UserError where it is damaged or lacks one of `keys`."""
     try:
         value = json.loads(path.read_text())
     except ValueError:
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
         raise UserError(f"{path} is damaged; delete the folder {path.parent}: it is made again")
     return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a log.jsonl, one JSON object a line. UserError where it is damaged."""
+    try:
+        return [dict(json.loads(line)) for line in path.read_text().splitlines()]
+    except (ValueError, TypeError):
+        message = f"{path} is damaged; delete the folder {path.parent}: it is made again"
+        raise UserError(message) from None
 
 
 def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = None) -> bool:

@@ -9,7 +9,6 @@ the validation set, which needs no group labels.
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ from models.strategies import new_model
 from utils.engine import fit, logits_of
 from utils.errors import UserError
 from utils.files import remove_leftovers, write_atomic
+from utils.runs import read_log
 
 
 def losses_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int)
         write_atomic(done, buffer.getbuffer())
     for name in ("state.pt", "model.pt"):  # only an unfinished stage needs them
         (folder / name).unlink(missing_ok=True)
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_log(folder / "log.jsonl")
     return np.load(done), log
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from models.method import Method
 from models.strategies import new_model
 from utils.engine import fit
 from utils.files import remove_leftovers
+from utils.runs import read_log
 
 
 def output_layer(model: nn.Module) -> str:
@@ -171,7 +171,7 @@ class DiGA(Debiasing):
                 fit(method, pair_loader(settings, len(data.real), seed), None, stage, "byol")
             (stage / "state.pt").unlink(missing_ok=True)
             encoder = load_weights(stage / "model.pt", "the BYOL encoder")
-        log = [json.loads(line) for line in (stage / "log.jsonl").read_text().splitlines()]
+        log = read_log(stage / "log.jsonl")
         return {"encoder": encoder}, data.real, log
 
     @classmethod
