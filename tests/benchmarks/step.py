@@ -2,7 +2,7 @@
 
     python tests/benchmarks/step.py [--quick] [--backbone resnet18] [--threads 1] [--repeats 5]
 
-Ours is models/method.py as train.py runs it: channels_last, on a GPU bf16 autocast and fused SGD.
+Ours is models/method.py as train.py runs it: channels_last, fused SGD, on a GPU bf16 autocast.
 Plain is the same loss, network and SGD in contiguous fp32. Batches lie ready on the device. Both
 are warm; each round runs both in turn. Prints medians, the median of the paired ratios, and the
 FLOP/s (counted over forward and backward) as a share of a large matrix multiplication's.
