@@ -96,6 +96,21 @@ def save_list(table: ImageTable, path: str | Path, root: str | Path | None = Non
     write_atomic(path, text.getvalue())
 
 
+def check_val(val: str) -> None:
+    """Raise UserError for another choice of validation images than "official" and "none"."""
+    if val not in ("official", "none"):
+        raise UserError(f"validation is 'official' or 'none', not '{val}'")
+
+
+def check_pair(dataset: str, attributes: tuple[str, str], target: str, protected: str) -> None:
+    """Raise UserError unless target and protected are the two attributes, either way round."""
+    if {target, protected} != set(attributes):
+        raise UserError(
+            f"{dataset}'s target and protected attribute are {' and '.join(attributes)}, "
+            f"not {target} and {protected}; change --target and --protected"
+        )
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a name from a file list stays in its folder: no separator, no `..`, not empty."""
     return name not in ("", ".", "..") and not set(name) & set("/\\:\0")

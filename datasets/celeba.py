@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.base import ImageTable, Splits, check_images, is_plain_name, named
+from datasets.base import ImageTable, Splits, check_images, check_val, is_plain_name, named
 from datasets.subsets import balanced_counts, biased_subset, draw_cells, labels
 from utils.errors import UserError
 
@@ -250,8 +250,7 @@ def load(
     Raises UserError for wrong lists, an unknown attribute, unusable images and, as
     NotEnoughImages, for a cell that is too small.
     """
-    if val not in ("official", "none"):
-        raise UserError(f"validation is 'official' or 'none', not '{val}'")
+    check_val(val)
     root = Path(root)
     table, folder = read_table(root), image_folder(root)
     whole = _partitions(root, table, folder, target, protected, name)

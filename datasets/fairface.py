@@ -12,13 +12,20 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable, Splits, check_images, is_plain_name
+from datasets.base import (
+    CELLS,
+    ImageTable,
+    Splits,
+    check_images,
+    check_pair,
+    check_val,
+    is_plain_name,
+)
 from datasets.subsets import (
-    RULES,
-    SubsetError,
     balanced_counts,
     biased_counts,
     cell_rows,
+    check_rule,
     labels,
     take_counts,
 )
@@ -86,15 +93,9 @@ def load(
     takes all of the val part, a number draws a balanced set. Raises UserError for unusable files
     and wrong arguments, NotEnoughImages for a small cell.
     """
-    if val not in ("official", "none"):
-        raise UserError(f"validation is 'official' or 'none', not '{val}'")
-    if rule not in RULES:
-        raise SubsetError(f"the subset rule is one of {', '.join(RULES)}, not '{rule}'")
-    if {target, protected} != set(ATTRIBUTES):
-        raise UserError(
-            f"FairFace's target and protected attribute are {' and '.join(ATTRIBUTES)}, "
-            f"not {target} and {protected}"
-        )
+    check_val(val)
+    check_rule(rule)
+    check_pair("FairFace", ATTRIBUTES, target, protected)
     train, test = (_images(root, part, target, protected) for part in CSV)
     if size is not None:
         rows = cell_rows(train.y, train.a, seed if rule == "random" else None)

@@ -38,6 +38,12 @@ class NotEnoughImages(SubsetError):
         )
 
 
+def check_rule(rule: str) -> None:
+    """Raise SubsetError for a rule that does not exist."""
+    if rule not in RULES:
+        raise SubsetError(f"the subset rule is one of {', '.join(RULES)}, not '{rule}'")
+
+
 def biased_counts(size: int, minority: float = 0.1) -> dict[tuple[int, int], int]:
     """Images per cell (y, a) of a biased set: size*minority/2 in (0,0) and in (1,1).
 
@@ -133,8 +139,7 @@ def biased_subset(
     replacement with numpy's default_rng(seed).
     Raises NotEnoughImages (a ValueError) with the counts, SubsetError for other wrong input.
     """
-    if rule not in RULES:
-        raise SubsetError(f"the subset rule is one of {', '.join(RULES)}, not '{rule}'")
+    check_rule(rule)
     if not table.index.is_unique:
         twice = table.index[table.index.duplicated()].unique().tolist()
         raise SubsetError(f"file names occur twice: {', '.join(map(str, twice[:5]))}")

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable, Splits, check_images, named
+from datasets.base import CELLS, ImageTable, Splits, check_images, check_pair, check_val, named
 from datasets.subsets import (
-    RULES,
-    SubsetError,
     balanced_counts,
     biased_counts,
     cell_rows,
+    check_rule,
     labels,
     take_counts,
 )
@@ -106,15 +105,9 @@ def load(
     with, so "first" draws with the seed as "random" does. Bad names are skipped with a warning.
     Raises UserError for unusable images and wrong arguments, NotEnoughImages for a small cell.
     """
-    if val not in ("official", "none"):
-        raise UserError(f"validation is 'official' or 'none', not '{val}'")
-    if rule not in RULES:
-        raise SubsetError(f"the subset rule is one of {', '.join(RULES)}, not '{rule}'")
-    if {target, protected} != set(ATTRIBUTES):
-        raise UserError(
-            f"UTKFace's target and protected attribute are {' and '.join(ATTRIBUTES)}, "
-            f"not {target} and {protected}; change --target and --protected"
-        )
+    check_val(val)
+    check_rule(rule)
+    check_pair("UTKFace", ATTRIBUTES, target, protected)
     train = biased_counts(size, minority)
     held = {cell: train[cell] // 10 if val == "official" else 0 for cell in CELLS}
     if val == "official" and not sum(held.values()):

@@ -23,7 +23,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -234,17 +233,6 @@ def cut_batches(rows: Sequence[Edit], size: int) -> list[list[Edit]]:
     return batches
 
 
-def remove_leftovers(folder: Path, batches: Sequence[Sequence[Edit]]) -> None:
-    """Remove half-written files of killed processes beside the images of these batches."""
-    from stable_diffusion.writer import is_running  # torch, loaded by now
-
-    own = {PurePosixPath(row.path).name for rows in batches for row in rows}
-    for file in folder.glob("images/.*.png.*.tmp"):
-        name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
-        if name in own and not is_running(process):
-            file.unlink(missing_ok=True)
-
-
 def edit(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
     prompts = manifest.read_prompts(args.prompts)
@@ -253,6 +241,7 @@ def edit(args: argparse.Namespace) -> int:
     args.images_per_cell = len(sources) * args.edits_per_image  # no batch is larger than that
     sampler, settings, batch_size, saved = generate._build_sampler(args)
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
+    from stable_diffusion.writer import remove_leftovers, write_batches
 
     check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
     steps = settings["steps"]
@@ -275,29 +264,14 @@ def edit(args: argparse.Namespace) -> int:
           f"{low} to {high} of {steps} steps, batches of {batch_size}", flush=True)
     editor = Editor(sampler, steps, settings["height"], settings["width"])
     with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
-        _make(editor, todo, args, saved, batch_size, bar)
+        write_batches(
+            lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,
+            batch_size, bar,
+        )
     missing = sum(not (args.out / row.path).exists() for row in rows)
     print(f"{missing} of the {len(rows)} edits are still to be made" if missing else
           f"all {len(rows)} edits are there: give train.py --edits {args.out}")
     return missing
-
-
-def _make(editor, batches, args: argparse.Namespace, saved: int, batch_size: int, bar) -> None:
-    import torch
-
-    from stable_diffusion.writer import ImageWriter
-
-    threads = 2 if editor.sampler.device.type == "cpu" else min(8, os.cpu_count() or 2)
-    try:
-        with ImageWriter(args.out, saved, threads, bar) as writer:
-            for rows in batches:  # a short batch is filled up, so that every one has one shape
-                filled = [*rows, *[rows[-1]] * (batch_size - len(rows))]
-                writer.add(rows, editor.edit(filled, args.images))
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the device is out of memory with --batch-size {batch_size}; lower it or give "
-            "--decode-batch, and start again: finished images are kept"
-        ) from None
 
 
 @exit_cleanly

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -208,27 +207,13 @@ def _build_sampler(args: argparse.Namespace):
 def make_images(
     sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: tqdm
 ) -> None:
-    """Make the batches; every one is run at `batch_size`, a short one filled up and cut off after.
+    """Draw the batches and write their images."""
+    from stable_diffusion.writer import write_batches
 
-    One shape means one compilation, and an image has the same bits in a short batch.
-    """
-    import torch
+    def draw(rows: Sequence[Row]):
+        return sampler.sample([row.prompt for row in rows], [row.seed for row in rows])
 
-    from stable_diffusion.writer import ImageWriter
-
-    threads = 2 if sampler.device.type == "cpu" else min(8, os.cpu_count() or 2)
-    try:
-        with ImageWriter(folder, size, threads, bar) as writer:
-            for rows in batches:
-                filled = [*rows, *[rows[-1]] * (batch_size - len(rows))]
-                writer.add(
-                    rows, sampler.sample([r.prompt for r in filled], [r.seed for r in filled])
-                )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the device is out of memory with --batch-size {batch_size}; lower it or give "
-            "--decode-batch, and start again: finished images are kept"
-        ) from None
+    write_batches(draw, sampler.device, batches, folder, size, batch_size, bar)
 
 
 def _own_batches(

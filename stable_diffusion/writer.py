@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from stable_diffusion.manifest import CELLS, Row
+from stable_diffusion.manifest import Row
 from utils.errors import UserError
 from utils.files import write_atomic
 
@@ -74,13 +74,40 @@ class ImageWriter:
         write_atomic(self.folder / row.path, buffer.getvalue())
 
 
+def write_batches(
+    draw: Callable[[Sequence[Row]], torch.Tensor],
+    device: torch.device,
+    batches: Sequence[Sequence[Row]],
+    folder: Path,
+    size: int,
+    batch_size: int,
+    bar: tqdm,
+) -> None:
+    """Write what `draw` makes of each batch of rows, as ImageWriter.add takes it.
+
+    Every batch is drawn at `batch_size`, a short one filled up and cut off after: one shape means
+    one compilation, and an image has the same bits in a short batch. Raises UserError where the
+    device runs out of memory.
+    """
+    threads = 2 if device.type == "cpu" else min(8, os.cpu_count() or 2)
+    try:
+        with ImageWriter(folder, size, threads, bar) as writer:
+            for rows in batches:
+                writer.add(rows, draw([*rows, *[rows[-1]] * (batch_size - len(rows))]))
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the device is out of memory with --batch-size {batch_size}; lower it or give "
+            "--decode-batch, and start again: finished images are kept"
+        ) from None
+
+
 def remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
     """Remove half-written files that a killed process left beside images of these batches."""
     own = {row.path for rows in batches for row in rows}
-    for y, a in CELLS:
-        for file in (folder / f"{y}_{a}").glob(".*.png.*.tmp"):
+    for parent in {PurePosixPath(path).parent for path in own}:
+        for file in (folder / parent).glob(".*.png.*.tmp"):
             name, process = file.name[1:].removesuffix(".tmp").rsplit(".", 1)
-            if f"{y}_{a}/{name}" in own and not is_running(process):
+            if str(parent / name) in own and not is_running(process):
                 file.unlink(missing_ok=True)
 
 

@@ -75,7 +75,23 @@ def group_means(losses: Tensor, groups: Tensor, count: int) -> Tensor:
     return (losses @ member) / member.sum(0).clamp_min(1)
 
 
-class EIIL(Debiasing):
+class InferredEnvironments(Debiasing):
+    """A method over the two environments that EIIL infers before it: `self.environments`."""
+
+    def __init__(self, model, recipe, *, environments: np.ndarray, **rest):
+        device = next(model.parameters()).device
+        self.environments = torch.from_numpy(environments).to(device)  # int64 [N]
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        environments, log = infer_environments(
+            data, settings, seed, folder, options, cls.paper_row
+        )
+        return {"environments": environments}, data.real, log
+
+
+class EIIL(InferredEnvironments):
     """GroupDRO over the two environments that EIIL infers from an early ERM model.
 
     GroupDRO (Sagawa 2020, algorithm 1): p_e <- p_e exp(step * loss_e), normalised, and a step on
@@ -97,16 +113,6 @@ class EIIL(Debiasing):
         "reference_epochs": (1, 10**6), "inference_steps": (1, 10**7),
         "inference_lr": (1e-8, 1e3), "group_step": (0.0, 1e3),
     }
-
-    def __init__(self, model, recipe, *, environments: np.ndarray, **rest):
-        device = next(model.parameters()).device
-        self.environments = torch.from_numpy(environments).to(device)  # int64 [N]
-        super().__init__(model, recipe, **rest)
-
-    @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        environments, log = infer_environments(data, settings, seed, folder, options, "EIIL")
-        return {"environments": environments}, data.real, log
 
     def setup(self) -> None:
         super().setup()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing, losses_of
-from models.debiasing.eiil import EIIL, group_means, infer_environments
+from models.debiasing.base import losses_of
+from models.debiasing.eiil import EIIL, InferredEnvironments, group_means
 
 EDGE = 1e-3  # the logit of a keep-probability is taken at least this far from 0 and 1
 
@@ -69,7 +65,7 @@ def hypergradient(
     return gradient, [g.detach() for g in inner], loss.detach()
 
 
-class MAPLE(Debiasing):
+class MAPLE(InferredEnvironments):
     """Keep-probabilities s for which ERM on the kept samples has a low out-of-distribution risk.
 
     min over s of R_out(theta*(m)), theta*(m) = argmin of the mean loss of the samples with
@@ -97,16 +93,6 @@ class MAPLE(Debiasing):
         "kept_share": (1e-4, 0.9999), "penalty": (0.0, 1e9), "temperature": (1e-3, 1e3),
         "clip": (1e-9, 1e9), "outer_lr": (0.0, 1e9),
     }
-
-    def __init__(self, model: nn.Module, recipe, *, environments: np.ndarray, **rest):
-        device = next(model.parameters()).device
-        self.environments = torch.from_numpy(environments).to(device)  # int64 [N]
-        super().__init__(model, recipe, **rest)
-
-    @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        environments, log = infer_environments(data, settings, seed, folder, options, "MAPLE")
-        return {"environments": environments}, data.real, log
 
     def setup(self) -> None:
         super().setup()
