@@ -15,11 +15,11 @@ order, then the pixels, size by size, each size one uint8 [n, H, W, 3].
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +32,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.base import FORMATS, MAX_PIXELS, ImageTable, named
+from utils.engine import PREEMPTION
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, lock
 
 VERSION = 1  # raise it whenever decoding changes: older stores are then not read
 DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"
@@ -54,11 +55,11 @@ IN_MEMORY = 64 * 2**20  # bytes; a smaller store is read once instead of mapped
 class ImageStore:
     """The decoded images of a table with N rows.
 
-    `arrays`: one uint8 [n, H, W, 3] per native size, read-only; `group` and `row`, int64 [N]:
-    table row i is `arrays[group[i]][row[i]]`.
+    `arrays`: one uint8 [n, H, W, 3] per native size, read-only, and `files`, in which file each
+    lies; `group` and `row`, int64 [N]: table row i is `arrays[group[i]][row[i]]`.
     """
 
-    path: Path
+    files: list[Path]
     arrays: list[np.ndarray]
     group: np.ndarray
     row: np.ndarray
@@ -72,37 +73,68 @@ class ImageStore:
         """int64 [N, 2]: height and width of each table row's image as stored."""
         return np.array([array.shape[1:3] for array in self.arrays], np.int64)[self.group]
 
+    def used(self, number: int) -> np.ndarray:
+        """int64 [n], ascending: the rows of array `number` that the table has."""
+        return np.unique(self.row[self.group == number])
+
     @property
     def nbytes(self) -> int:
-        """Bytes of pixels."""
-        return sum(array.nbytes for array in self.arrays)
+        """Bytes of the pixels that the table has."""
+        return sum(len(self.used(i)) * array[0].nbytes for i, array in enumerate(self.arrays))
 
 
 def open_store(
-    table: ImageTable, store_dir: str | Path | None = None, threads: int | None = None
+    table: ImageTable,
+    store_dir: str | Path | None = None,
+    threads: int | None = None,
+    pools: Sequence[ImageTable] = (),
 ) -> ImageStore:
     """The store of a table's images, built first where it is not there (or not whole).
 
-    `store_dir`: where stores live, by default data/store in this repository. `threads` decode at
-    once, by default one per available core. Raises UserError naming every file that is missing or
-    cannot be decoded, and for a folder that cannot be written.
+    Images that a table of `pools` has, too, are read from the store of that whole table: every
+    seed draws other generated images, and so they are decoded once for all seeds. `store_dir`:
+    where stores live, by default data/store in this repository. `threads` decode at once, by
+    default one per available core. Raises UserError naming every file that is missing or cannot be
+    decoded, and for a folder that cannot be written.
     """
     if not len(table.paths):
         raise UserError(f"{table.name} has no images; check its folder and its labels")
     folder = Path(store_dir) if store_dir is not None else DEFAULT_DIR
-    paths = sorted(set(table.paths))
-    path = folder / f"{_key(paths, table.name)}.images"
+    files, arrays = [], []
+    group, row = np.full((2, len(table.paths)), -1, np.int64)
+    for whole in (*pools, None):
+        left = np.flatnonzero(group < 0).tolist()
+        if whole is not None:
+            held = set(whole.paths)
+            left = [i for i in left if table.paths[i] in held]
+        if not left:
+            continue
+        here = [table.paths[i] for i in left]
+        source = (whole.name, whole.paths) if whole is not None else (table.name, here)
+        path, more, kind, row[left] = _open(*source, here, folder, threads or _cores())
+        group[left] = kind + len(arrays)
+        files += [path] * len(more)
+        arrays += more
+    return ImageStore(files, arrays, group, row)
+
+
+def _open(
+    name: str, paths: list[str], wanted: list[str], folder: Path, threads: int
+) -> tuple[Path, list[np.ndarray], np.ndarray, np.ndarray]:
+    """(file, arrays, and int64 array number and row of each `wanted`) of the store of `paths`."""
+    paths = sorted(set(paths))
+    path = folder / f"{_key(paths, name)}.images"
     sizes = _read_sizes(path)
     if sizes is None:
-        with _lock(path):
+        with _locked(path):
             sizes = _read_sizes(path)  # another run may have built it while this one waited
             if sizes is None:
-                _build(paths, path, table.name, threads or _cores())
+                _build(paths, path, name, threads)
                 sizes = _read_sizes(path)
     layout = _Layout.of(sizes)
-    position = {name: i for i, name in enumerate(paths)}
-    picked = np.array([position[name] for name in table.paths], np.int64)
-    return ImageStore(path, layout.open(path), layout.group[picked], layout.row[picked])
+    position = {image: i for i, image in enumerate(paths)}
+    picked = np.array([position[image] for image in wanted], np.int64)
+    return path, layout.open(path), layout.group[picked], layout.row[picked]
 
 
 def _key(paths: list[str], name: str) -> str:
@@ -127,26 +159,19 @@ def _cores() -> int:
 
 
 @contextmanager
-def _lock(path: Path):
-    """Hold the advisory lock beside `path`; the kernel drops it when the process ends.
-
-    Only threads work under it, so no child process inherits it and keeps it after a kill.
-    """
+def _locked(path: Path):
+    """Hold the lock beside `path`; a SIGTERM is noticed while another run holds it."""
     lock_path = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(lock_path, "a")  # noqa: SIM115 - closed below, in every case
+        file = open(lock_path, "a")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot hold the decoded images ({error.strerror}); "
             "name a folder that can be written as the store's folder"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another run that is decoding into {path}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with file:
+        lock(file, f"waiting for another run that is decoding into {path}", PREEMPTION.check)
         yield
         # Reached only with the store in place: whoever opens a new lock file now finds it built.
         lock_path.unlink(missing_ok=True)

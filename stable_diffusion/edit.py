@@ -23,7 +23,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -277,12 +276,7 @@ def edit(args: argparse.Namespace) -> int:
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m stable_diffusion.edit`."""
-    args = parse_arguments(arguments)
-    try:
-        edit(args)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    edit(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -273,12 +272,7 @@ def generate(args: argparse.Namespace) -> int:
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `python -m stable_diffusion.generate`."""
-    args = parse_arguments(arguments)
-    try:
-        generate(args)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    generate(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The decoded store, the batched augmentation and the loader."""
 
+import fcntl
 import multiprocessing
 import os
 import threading
@@ -15,9 +16,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from datasets import image_store, loader
 from datasets.augment import crop_boxes, flip_mask, resample_cpu, resample_device, shuffled
-from datasets.base import ImageTable
+from datasets.base import ImageTable, concat
 from datasets.image_store import decode, open_store
 from datasets.loader import Loader
+from utils.engine import PREEMPTED, PREEMPTION
 from utils.errors import UserError
 
 
@@ -229,8 +231,36 @@ def test_store_keeps_pixels_order_and_repeated_rows(tmp_path):
     assert [np.array_equal(store.image(i), images[row]) for i, row in enumerate(rows)] == [True] * 4
     assert store.arrays[0].shape == (3, 70, 50, 3)
     # the same files in another order are the same store
-    assert open_store(table.take([0, 4, 3]), tmp_path / "s").path == store.path
-    assert sorted(os.listdir(tmp_path / "s")) == [store.path.name]
+    assert open_store(table.take([0, 4, 3]), tmp_path / "s").files == store.files
+    assert sorted(os.listdir(tmp_path / "s")) == [store.files[0].name]
+
+
+def test_subsets_and_unions_of_pools_are_decoded_once(tmp_path, monkeypatch):
+    images = natural(14, 40, 32)
+    real, pool = save_table(tmp_path / "r", images[:6]), save_table(tmp_path / "p", images[6:12])
+    other = save_table(tmp_path / "o", images[12:])
+    for table in (real, pool, other):
+        open_store(table, tmp_path / "s")
+    built = sorted(os.listdir(tmp_path / "s"))
+    mixed = concat([pool.take([5, 2]), real.take([3, 3]), other], "mixed")
+    expected = images[[11, 8, 3, 3, 12, 13]]
+    store = open_store(mixed, tmp_path / "s", pools=[real, pool])
+    assert all(np.array_equal(store.image(i), image) for i, image in enumerate(expected))
+    assert store.nbytes == images[:5].nbytes  # row 3 of `real` counts once
+    open_store(real.take([1, 4]), tmp_path / "s", pools=[real, pool])
+    assert sorted(os.listdir(tmp_path / "s")) == built
+
+    # the batches, from the threads and from the device, are those of a store of its own
+    options = {"image_size": 40, "train": True, "device": "cpu"}
+    own = list(Loader(mixed, 4, store_dir=tmp_path / "own", **options).epoch(0))
+    options |= {"store_dir": tmp_path / "s", "pools": [real, pool]}
+    assert same_epoch(own, list(Loader(mixed, 4, **options).epoch(0)))
+    monkeypatch.setattr(Loader, "_has_room", lambda self: True)
+    made = Loader(mixed, 4, **options)
+    assert [len(tensor) for tensor in made._resident[0]] == [1, 2, 2]  # only what the table has
+    for (i, x, *labels), (j, z, *others) in zip(own, made.epoch(0), strict=True):
+        assert torch.equal(i, j) and all(map(torch.equal, labels, others))
+        assert (x - z).abs().mean(dim=(1, 2, 3)).max() < 1 / 255
 
 
 def test_large_store_is_mapped(tmp_path, monkeypatch):
@@ -250,9 +280,10 @@ def test_stale_or_cut_store_is_never_read(tmp_path):
     assert np.array_equal(second.image(2), 255 - images[2])
     os.utime(table.paths[0], ns=(1, 1))
     third = open_store(table, tmp_path / "s")
-    assert len({first.path, second.path, third.path}) == 3
-    with open(third.path, "r+b") as file:
-        file.truncate(third.path.stat().st_size - 1)
+    (path,) = third.files
+    assert len({*first.files, *second.files, path}) == 3
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 1)
     again = open_store(table, tmp_path / "s")
     assert np.array_equal(again.image(3), images[3])
 
@@ -357,6 +388,20 @@ def test_two_processes_build_one_store(tmp_path):
     assert len(os.listdir(tmp_path / "s")) == 1
 
 
+def test_a_sigterm_is_noticed_while_another_run_decodes(tmp_path, monkeypatch):
+    table = save_table(tmp_path / "a", natural(4))
+    store = open_store(table, tmp_path / "s")
+    (path,) = store.files
+    path.unlink()
+    monkeypatch.setattr(PREEMPTION, "requested", True)
+    with open(path.with_suffix(".lock"), "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit) as stopped:
+            open_store(table, tmp_path / "s")
+    assert stopped.value.code == PREEMPTED
+    assert not path.exists()
+
+
 def _build_and_die(table, folder):
     original = image_store._write_at
 
@@ -380,4 +425,4 @@ def test_killed_builder_leaves_no_lock_and_no_rubbish(tmp_path):
     assert any(name.endswith(".tmp") for name in os.listdir(tmp_path / "s"))
     store = open_store(table, tmp_path / "s")
     assert all(np.array_equal(store.image(i), images[i]) for i in range(6))
-    assert os.listdir(tmp_path / "s") == [store.path.name]
+    assert os.listdir(tmp_path / "s") == [store.files[0].name]

@@ -23,7 +23,10 @@ def reason(error: Exception) -> str:
 
 
 def exit_cleanly(main: Callable) -> Callable:
-    """Wrap a command's main so that a UserError prints `error: <sentence>` and exits with 2."""
+    """Wrap a command's main so that a UserError prints `error: <sentence>` and exits with 2.
+
+    Ctrl-C ends with 130: whatever a command had written, the same command goes on from there.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -33,7 +36,7 @@ def exit_cleanly(main: Callable) -> Callable:
             print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped

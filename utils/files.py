@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from utils.errors import UserError
 
@@ -48,6 +52,24 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a folder that cannot be made cannot hold a leftover either
             temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO, waiting: str, check: Callable[[], None]) -> None:
+    """Take the lock of an open file; where another process holds it, say `waiting` and wait.
+
+    The lock belongs to the open file, which child processes do not inherit (PEP 446), so a killed
+    process leaves none. `check` is called while waiting and may raise.
+    """
+    waited = False
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                print(waiting, file=sys.stderr)
+            waited = True
+            check()
+            time.sleep(0.5)
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import atomic_path, remove_leftovers, write_atomic, write_json
+from utils.files import atomic_path, lock, remove_leftovers, write_atomic, write_json
 
 CODE_VERSION = 1  # raise it when a change of the code changes results: no older stage is reused
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "opencv-python-headless")
@@ -63,8 +61,7 @@ def _end(path: str) -> str:
 def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Only one process works in the folder; a second one waits. A killed process leaves no lock.
 
-    The lock belongs to the open file, which child processes do not inherit (PEP 446). `check` is
-    called while waiting and may raise. What a killed run left half written is removed.
+    `check` is called while waiting and may raise. What a killed run left half written is removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,17 +71,7 @@ def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterato
             f"the run folder {folder} cannot be written ({error.strerror}); name another --results"
         ) from None
     with file:
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    print(f"{folder}: another run works here; waiting for it", file=sys.stderr)
-                waited = True
-                check()
-                time.sleep(0.5)
+        lock(file, f"{folder}: another run works here; waiting for it", check)
         remove_leftovers(folder)
         yield
 
