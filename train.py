@@ -10,9 +10,9 @@ not run again, an interrupted one goes on, one with other settings is refused by
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -27,132 +27,27 @@ from models import METHODS
 from models.backbones import BACKBONES, parameter_names
 from models.debiasing.edits import load_edits
 from models.selection import CRITERIA, resolve_k
-from utils import plots, report, tables
+from utils import flags, launcher, plots, report, tables
+from utils.blocks import require_block
 from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
+from utils.events import events_of, require_tensorboard
 from utils.files import remove_leftovers, write_atomic, write_json
+from utils.flags import FINETUNE_ONLY, NOT_RESULTS
 from utils.metrics import fairness_metrics, to_json
-from utils.options import ArgumentParser, parse_options
-from utils.runs import adopt, claim, exclusive, finish, list_digest
+from utils.options import ArgumentParser, check_compiler, parse_options
+from utils.paper import own_row
+from utils.runs import adopt, claim, exclusive, finish, list_digest, weights_digest
 
-
-def number(kind, low, high, *, open_low=False):
-    """An argparse type: a number of a kind within [low, high], with the range in the message."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            kinds = {int: "whole number", float: "number"}
-            raise argparse.ArgumentTypeError(f"'{text}' is not a {kinds[kind]}") from None
-        if not (low < value if open_low else low <= value) or not value <= high:
-            bracket = "above" if open_low else "at least"
-            raise argparse.ArgumentTypeError(f"{value} must be {bracket} {low} and at most {high}")
-        return value
-
-    return parse
+RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds
+DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description=__doc__.split("\n")[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    return flags.parser(
+        __doc__.split("\n")[0], methods=METHODS, datasets=DATASETS, backbones=BACKBONES,
+        criteria=CRITERIA,
     )
-    count, share = number(int, 1, 10**9), number(float, 0, 1)
-    rate = number(float, 0, 100, open_low=True)
-
-    g = p.add_argument_group("what is run")
-    g.add_argument("--methods", nargs="+", required=True, choices=list(METHODS), metavar="METHOD",
-                   help=f"run in this order, each with every seed; of {', '.join(METHODS)}")
-    g.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[100],
-                   help="the paper: 100 200 ... 1000")
-    g.add_argument("--setting", default="demo", help="folder under --results")
-    g.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
-                   help="hyper-parameters of a single method, as in its file under models/")
-    g.add_argument("--name", default=None,
-                   help="folder of a single method, its own name where not given")
-    g.add_argument("--paper-table", default=None,
-                   help="print the rows of this table of the paper beside ours, such as 3")
-    g.add_argument("--paper-row", default=None,
-                   help="row of that table a single method stands for, where not its own name")
-    g.add_argument("--results", type=Path, default=Path("results"), help="root of all results")
-
-    g = p.add_argument_group("data")
-    g.add_argument("--dataset", default="demo", choices=list(DATASETS), help="real photographs")
-    g.add_argument("--data-root", type=Path, default=Path("data/demo"), help="their folder")
-    g.add_argument("--target", default="Smiling", help="attribute that is learned (y)")
-    g.add_argument("--protected", default="Male", help="attribute to be fair about (a)")
-    g.add_argument("--size", type=count, default=20000, help="biased training images")
-    g.add_argument("--minority", type=share, default=0.1, help="share of cells (0,0) and (1,1)")
-    g.add_argument("--rule", default="first", choices=("first", "random"),
-                   help="'first' gives the released CelebA lists")
-    g.add_argument("--data-seed", type=number(int, 0, 2**31), default=0,
-                   help="of random subsets and test draws")
-    g.add_argument("--val", default="official", choices=("official", "none"),
-                   help="the epoch kept: best validation accuracy (no group labels), or the last")
-    g.add_argument("--test-size", type=count, default=None,
-                   help="draw a balanced test set of this size, a multiple of 4")
-    g.add_argument("--synthetic-root", type=Path, default=None, help="folder of generated images")
-    g.add_argument("--edits", type=Path, default=None,
-                   help="folder of edited training images, for diga: see stable_diffusion/edit.py")
-    g.add_argument("--prompt-set", default="contextual_head_poses_50",
-                   help="folder under --synthetic-root")
-    g.add_argument("--synthetic-ratio", type=rate, default=1.0,
-                   help="balanced synthetic images a real one")
-    g.add_argument("--synthetic-biased-ratio", type=number(float, 0.0, 1000, open_low=True),
-                   default=1.0, help="images of the mask's biased synthetic set a real one")
-    g.add_argument("--synthetic-minority", type=share, default=0.1,
-                   help="share of cells (0,0) and (1,1) in the mask's biased synthetic set")
-
-    g = p.add_argument_group("model and training (defaults: the released code)")
-    g.add_argument("--backbone", default="resnet18", choices=list(BACKBONES), help="the network")
-    g.add_argument("--pretrained", default="imagenet",
-                   help="initial weights: imagenet (downloaded once), none (random) or a file with "
-                   "the state dict of torchvision's network")
-    g.add_argument("--image-size", type=number(int, 16, 2048), default=224, help="side in pixels")
-    g.add_argument("--min-crop", type=number(float, 0.0, 1.0, open_low=True), default=0.08,
-                   help="smallest share of an image that a training crop holds, torchvision's")
-    g.add_argument("--batch-size", type=number(int, 2, 2**20), default=128, help="in training")
-    g.add_argument("--eval-batch-size", type=count, default=512, help="changes speed only")
-    g.add_argument("--pretrain-epochs", type=count, default=15, help="on the real images")
-    g.add_argument("--pretrain-lr", type=rate, default=0.01, help="learning rate")
-    g.add_argument("--finetune-epochs", type=count, default=10, help="on the synthetic images")
-    g.add_argument("--finetune-lr", type=rate, default=0.06,
-                   help="the paper prints 0.4-0.6, the release runs 0.06")
-    g.add_argument("--milestone", type=count, default=10,
-                   help="epochs after which the rate is multiplied by --gamma")
-    g.add_argument("--gamma", type=rate, default=0.1, help="the paper prints 0.01")
-    g.add_argument("--momentum", type=share, default=0.9, help="of SGD")
-    g.add_argument("--weight-decay", type=number(float, 0, 10), default=1e-4, help="of SGD")
-    g.add_argument("--top-k", type=number(float, 0, 10**6, open_low=True), default=0.887,
-                   help="tensors, or a share below 1; 0.887 is 55 of ResNet-18's 62")
-    g.add_argument("--criterion", default="absolute", choices=list(CRITERIA),
-                   help="difference of two gradients of a tensor")
-    g.add_argument("--batch-norm", default="update", choices=("update", "freeze"),
-                   help="running statistics while fine-tuning")
-
-    g = p.add_argument_group("machine")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                   help="cpu, cuda or cuda:N")
-    g.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"),
-                   help="auto: bf16 on cuda, fp32 on cpu")
-    g.add_argument("--workers", type=count, default=1, help="threads that prepare batches")
-    g.add_argument("--store-dir", type=Path, default=None,
-                   help="folder of decoded images; data/store where not given")
-    return p
-
-
-# Flags that change no number: where things lie and on how much they run.
-NOT_RESULTS = {
-    "methods", "seeds", "setting", "name", "results", "data_root", "synthetic_root", "workers",
-    "store_dir", "eval_batch_size", "paper_table", "paper_row", "set", "edits",
-}
-RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds
-DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs
-FINETUNE_ONLY = {
-    "finetune_epochs", "finetune_lr", "top_k", "criterion", "batch_norm", "prompt_set",
-    "synthetic_ratio", "synthetic_biased_ratio", "synthetic_minority",
-}
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -166,34 +61,36 @@ def check_flags(args: argparse.Namespace) -> None:
     for flag, parts in (("--setting", args.setting.split("/")), ("--name", [args.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
             raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
-    if args.name in ("", "shared", "figures"):
+    if args.name in ("", "shared", "figures", "tensorboard", "submitit"):
         raise UserError(f"--name '{args.name}' is taken or empty; choose another")
+    biased = {key: parser().get_default(key) for key in ("minority", "rule")}
+    if args.size is None and any(getattr(args, key) != value for key, value in biased.items()):
+        raise UserError("--size all takes the images as they are: leave out --minority and --rule")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
         raise UserError(f"--device {args.device} is none of cpu, cuda and cuda:N")
-    if args.device != "cpu" and int(args.device[5:] or 0) >= torch.cuda.device_count():
+    launcher.check(args.launcher, args.slurm)
+    # a job has its own device, and decides for itself what is the default
+    elsewhere = args.device == "cpu" or args.launcher == "slurm"
+    if not elsewhere and int(args.device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {args.device} is not on this machine; use --device cpu")
+    if args.compile:
+        check_compiler()
     with torch.device("meta"):  # the names without the numbers
         names = parameter_names(BACKBONES[args.backbone](None))
     resolve_k(args.top_k, len(names))
+    for name in args.methods:
+        for block in getattr(METHODS[name], "blocks", ()):
+            require_block(block, names, f"--methods {name}: {args.backbone}")
+    if args.tensorboard:
+        require_tensorboard()
     if args.paper_table is not None:
-        own = [getattr(METHODS[m], "paper_row", None) for m in args.methods]
+        own = [own_row(args.paper_table, getattr(METHODS[m], "paper_row", None))
+               for m in args.methods]
         for row in filter(None, [args.paper_row] if args.paper_row else own):
             try:
                 tables.paper_row(args.paper_table, row, args.dataset, args.target, args.protected)
             except UserError as error:
                 raise UserError(f"--paper-table {args.paper_table}: {error}") from None
-
-
-def weights_digest(path: Path) -> str:
-    """Content of a weights file, so that another file of the same name is another setting."""
-    try:
-        with open(path, "rb") as file:
-            return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise UserError(
-            f"--pretrained {path} cannot be read ({error.strerror}); give a weights file, imagenet "
-            "or none"
-        ) from None
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
@@ -203,6 +100,8 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         args.precision = "bf16" if args.device.startswith("cuda") else "fp32"
     config = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_RESULTS}
     config["device"] = args.device.split(":")[0]
+    if args.compile:  # rounds otherwise; not named where it is off: older runs are still known
+        config["compile"] = True
     if args.pretrained not in ("none", "imagenet"):
         config["pretrained"] = weights_digest(Path(args.pretrained))
     args.config = config
@@ -279,10 +178,17 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
     if getattr(method, "needs_edits", False):
         lists["edited_list"] = args.digests["edited"]
     config = {**keys, **lists, **method.defaults, **args.options, "method": name, "seed": seed}
-    with exclusive(folder, PREEMPTION.check):
-        row = args.paper_row or getattr(method, "paper_row", None)
-        notes = {"paper_table": args.paper_table, "paper_row": row}
-        done = claim(folder, config, notes if args.paper_table else None)
+    board = args.results / args.setting / "tensorboard" / folder.parent.name / folder.name
+    with (
+        exclusive(folder, PREEMPTION.check),
+        events_of(folder, board if args.tensorboard else None),
+    ):
+        row = args.paper_row or own_row(args.paper_table, getattr(method, "paper_row", None))
+        notes = {"paper_table": args.paper_table, "paper_row": row} if args.paper_table else {}
+        changed = [key for key, value in args.options.items() if value != method.defaults[key]]
+        if changed:
+            notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
+        done = claim(folder, config, notes)
         if done and all((folder / file).exists() for file in RESULTS):
             finish(folder, DROPPED)
             print(f"{folder}: finished, reused", flush=True)
@@ -293,10 +199,12 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         began = time.monotonic()
         tables_used = method.tables(data)
         for table in filter(None, (data.val, data.test, *tables_used.values())):
-            open_store(table, args.store_dir)  # an image that cannot be decoded stops here
+            # an image that cannot be decoded stops here
+            open_store(table, args.store_dir, pools=data.pools)
         for list_name, table in tables_used.items():
             save_list(table, folder / f"{list_name}.csv")
-        trained, log, _ = method.run(data, args, seed, folder, top / "shared")
+        seen = data.seen_by(method.uses_attributes)
+        trained, log, _ = method.run(seen, args, seed, folder, top / "shared")
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         validation = None
         if data.val is not None:
@@ -320,23 +228,63 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         )
 
 
-@exit_cleanly
-def main(argv: list[str] | None = None) -> None:
+def launch(args: argparse.Namespace, argv: list[str]) -> None:
+    """Every method and seed as a job of its own; without SLURM they have ended afterwards."""
+    plain = [*argv, "--launcher", "none", "--slurm"]  # of two values of a flag the later one holds
+    folder = args.results / args.setting / "submitit"
+    # one method's seeds first: each pre-trains a model, for which the other methods would wait
+    jobs = launcher.submit(
+        args.launcher, args.slurm,
+        [launcher.Task("train", "train_only", [*plain, "--methods", name, "--seeds", str(seed)])
+         for name in args.methods for seed in args.seeds],
+        launcher.Task("train", "main", plain), folder, args.setting,
+    )
+    if args.launcher == "local":
+        launcher.wait(jobs)
+    else:
+        print(f"{len(jobs) - 1} runs submitted, tables to follow by job {jobs[-1].job_id}; logs "
+              f"are in {folder}")
+
+
+def prepare(argv: list[str]) -> tuple:
+    """(flags, real splits, generated images or None, the data of each seed), all of it checked."""
     args = complete(parser().parse_args(argv))
     PREEMPTION.install()
     splits, synthetic = load_data(args)
     datas = [Data(splits, synthetic, args, seed) for seed in args.seeds]
     check_sizes(datas, args)
+    return args, splits, synthetic, datas
+
+
+def train_all(args: argparse.Namespace, datas: list[Data]) -> None:
     for data in datas:
         for name in args.methods:
             PREEMPTION.check()
             run(name, data, args, data.seed)
+
+
+@exit_cleanly
+def train_only(argv: list[str]) -> None:
+    """The command without its tables: what a job does."""
+    args, _, _, datas = prepare(argv)
+    train_all(args, datas)
+
+
+@exit_cleanly
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    args, splits, synthetic, datas = prepare(argv)
+    if args.launcher != "none":
+        launch(args, argv)
+        if args.launcher == "slurm":
+            return  # its last job does what follows
+    train_all(args, datas)
     setting = args.results / args.setting
     with exclusive(setting, PREEMPTION.check):
         for pictures in ("figures", "contact_sheets"):
             remove_leftovers(setting / pictures)
         print(tables.write_summary(setting))
-        plots.draw_all(setting)
+        plots.draw_all(setting, (), splits.train)
         report.write_contact_sheets(setting, {"real": splits.train, "generated": synthetic})
         print(report.write_report(setting))
 

@@ -3,7 +3,8 @@
     load(root, target, protected, *, size, minority=0.1, rule="first", seed=0,
          val="official" | "none", test_size=None) -> Splits
 
-and returns tables of image files with labels y (target) and a (protected). To add a dataset, write
+and returns tables of image files with labels y (target) and a (protected). size: of the biased
+training set, None for every image that there is for training, as it is. To add a dataset, write
 one file with such a `load` and add one line here.
 """
 

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,10 @@ class ImageTable:
         """The given rows (int [M]) in the given order."""
         rows = np.asarray(rows, dtype=np.int64)
         return ImageTable(self.name, [self.paths[i] for i in rows], self.y[rows], self.a[rows])
+
+    def withheld(self) -> ImageTable:
+        """The same images without protected labels: a = -1."""
+        return replace(self, a=np.full(len(self), -1))
 
     def counts(self) -> dict[tuple[int, int], int]:
         """Images per (y, a), the four cells always among the keys, (y, -1) only where it occurs."""

@@ -234,7 +234,7 @@ def load(
     target: str,
     protected: str,
     *,
-    size: int,
+    size: int | None,
     minority: float = 0.1,
     rule: str = "first",
     seed: int = 0,
@@ -244,7 +244,8 @@ def load(
 ) -> Splits:
     """A biased training set from the training partition, official validation and test partition.
 
-    size, minority, rule, seed: see `subsets.biased_subset`. val: "official" or "none".
+    size, minority, rule, seed: see `subsets.biased_subset`; size None takes the whole training
+    partition (minority and rule then have no use). val: "official" or "none".
     test_size: None for the whole test partition, else a balanced test set of that many images
     (a quarter from each cell, drawn with seed). Every image that is used is checked first.
     Raises UserError for wrong lists, an unknown attribute, unusable images and, as
@@ -259,9 +260,11 @@ def load(
             f"{find(root, 'list_eval_partition')} marks no image as validation (1); "
             "train without validation (val 'none')"
         )
-    train = table[table["partition"] == 0]
-    names = biased_subset(train, target, protected, size, minority, rule, seed)
-    rows = train.index.get_indexer(names)
+    rows = np.arange(len(whole.train))
+    if size is not None:
+        train = table[table["partition"] == 0]
+        names = biased_subset(train, target, protected, size, minority, rule, seed)
+        rows = train.index.get_indexer(names)
     test = whole.test
     if test_size is not None:
         test = draw_cells(test, balanced_counts(test_size), seed)

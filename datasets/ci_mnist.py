@@ -8,6 +8,7 @@ each part is biased alike, which gives the counts of the paper's Table 7.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ class Digits:
     def counts(self) -> dict[tuple[int, int], int]:
         """Digits per cell (y, a)."""
         return {(y, a): int(((self.y == y) & (self.a == a)).sum()) for y, a in CELLS}
+
+    def pixels(self) -> np.ndarray:
+        """Coloured digits, uint8 [N, 2352]: the red, the green, the blue channel of 784 each."""
+        red = (self.a == 1)[:, None, None]
+        full = np.uint8(255)
+        channels = [np.where(red, full, self.grey), self.grey, np.where(red, self.grey, full)]
+        return np.stack(channels, axis=1).reshape(len(self), -1)
 
     def images(self) -> np.ndarray:
         """Coloured digits, float32 [N, 3, 28, 28] in [0, 1], channels red, green, blue."""
@@ -93,6 +101,14 @@ def load(root: str | Path, bias: str, seed: int = 0) -> DigitSplits:
         _biased(f"ci_mnist {bias} {part}", *pair, bias, np.random.default_rng([seed, number]))
         for number, (part, pair) in enumerate(parts.items())
     ))
+
+
+def digest(root: str | Path) -> str:
+    """Sixteen hexadecimal digits of all four files' contents; raises UserError as `load`."""
+    total = hashlib.sha256()
+    for name in FILES:
+        total.update(_read(Path(root), name).tobytes())
+    return total.hexdigest()[:16]
 
 
 def _biased(name: str, grey, digits, bias: str, generator: np.random.Generator) -> Digits:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ UPLOAD = 64 * 2**20  # bytes sent to the device at once
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-# (store file, native size, device) -> its images there, shared by every loader that is alive.
+# (store file, array, rows, device) -> these images there, shared by every loader that is alive.
 _RESIDENT: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
@@ -58,10 +58,10 @@ class Loader:
     to exactly image_size x image_size, no flip, never a dropped batch.
 
     `attributes=False` delivers a = -1: a method that was not granted the protected attribute cannot
-    see it. `store_dir`: see image_store.open_store. `workers`: threads that prepare batches where
-    the images are not on the device. Raises UserError for sizes below 1, for an empty table, for
-    images that cannot be decoded and where drop_last would leave no batch. `min_crop`: the smallest
-    share of an image that a training crop holds, in (0, 1].
+    see it. `store_dir`, `pools`: see image_store.open_store. `workers`: threads that prepare
+    batches where the images are not on the device. `min_crop`: the smallest share of an image that
+    a training crop holds, in (0, 1]. Raises UserError for sizes below 1, for an empty table, for
+    images that cannot be decoded and where drop_last would leave no batch.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Loader:
         store_dir: str | Path | None = None,
         workers: int = 1,
         min_crop: float = SCALE[0],
+        pools: Sequence[ImageTable] = (),
     ):
         for name, value in (
             ("batch size", batch_size),
@@ -100,7 +101,7 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.workers = workers
-        self.store = open_store(table, store_dir)
+        self.store = open_store(table, store_dir, pools=pools)
         self._y = table.y
         self._a = table.a if attributes else np.full(len(table), -1, np.int64)
         self._resident = _upload(self.store, self.device) if self._has_room() else None
@@ -125,7 +126,7 @@ class Loader:
             x = torch.from_numpy(images).permute(0, 3, 1, 2)
             labels = [torch.from_numpy(part) for part in (index, y, a)]
             if not on_cpu:
-                x, *labels = (self._send(part) for part in (x, *labels))
+                x, *labels = (send(part, self.device) for part in (x, *labels))
                 x = normalise(x)
             index, y, a = labels
             yield index, x, y, a
@@ -169,16 +170,13 @@ class Loader:
             return False
         return self.store.nbytes <= ROOM * torch.cuda.mem_get_info(self.device)[0]
 
-    def _send(self, part: torch.Tensor) -> torch.Tensor:
-        return part.pin_memory().to(self.device, non_blocking=True)
-
     def _device_epoch(self, k: int) -> Iterator[Batch]:
         """The epoch from images on the device; the host only launches, it never waits.
 
         A batch with several native sizes is resampled size by size and put back in its order.
         """
-        plan, store = self._plan(k), self.store
-        group = store.group[plan.rows]
+        plan, (resident, rows) = self._plan(k), self._resident
+        group = self.store.group[plan.rows]
         batch = np.arange(len(plan.rows)) // self.batch_size
         order = np.lexsort((group, batch))  # stable: within each batch, by native size
         back = np.empty_like(order)
@@ -191,16 +189,16 @@ class Loader:
                 self._y[plan.rows],
                 self._a[plan.rows],
                 back,
-                store.row[by_size],
+                rows[by_size],
                 plan.boxes[order],
                 plan.flips[order],
             )
         )
         group = group[order]
         for span in self._spans():
-            cuts = np.searchsorted(group[span], np.arange(len(self._resident) + 1)) + span.start
+            cuts = np.searchsorted(group[span], np.arange(len(resident) + 1)) + span.start
             parts = []
-            for images, start, stop in zip(self._resident, cuts[:-1], cuts[1:], strict=True):
+            for images, start, stop in zip(resident, cuts[:-1], cuts[1:], strict=True):
                 if start < stop:
                     here = slice(start, stop)
                     parts.append(
@@ -208,6 +206,13 @@ class Loader:
                     )
             x = parts[0] if len(parts) == 1 else torch.cat(parts)[back[span]]
             yield index[span], x, y[span], a[span]
+
+
+def send(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device; the host does not wait until it is there."""
+    if device.type == "cpu":
+        return part
+    return part.pin_memory().to(device, non_blocking=True)
 
 
 def _ahead(work: Callable, items: list, workers: int) -> Iterator:
@@ -225,17 +230,21 @@ def _ahead(work: Callable, items: list, workers: int) -> Iterator:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _upload(store: ImageStore, device: torch.device) -> list[torch.Tensor]:
-    """The store's arrays as uint8 tensors on the device, one per native size."""
-    tensors = []
-    for number, array in enumerate(store.arrays):
-        key = (store.path, number, device)
+def _upload(store: ImageStore, device: torch.device) -> tuple[list[torch.Tensor], np.ndarray]:
+    """The table's images on the device, uint8 [n, H, W, 3] per array of the store, and each table
+    row's place in its tensor, int64 [N]."""
+    tensors, row = [], np.empty_like(store.row)
+    for number, (file, array) in enumerate(zip(store.files, store.arrays, strict=True)):
+        used, here = store.used(number), store.group == number
+        row[here] = np.searchsorted(used, store.row[here])
+        key = (file, array.shape, used.tobytes(), device)
         tensor = _RESIDENT.get(key)
         if tensor is None:
-            tensor = torch.empty(array.shape, dtype=torch.uint8, device=device)
+            shape = (len(used), *array.shape[1:])
+            tensor = torch.empty(shape, dtype=torch.uint8, device=device)
             step = max(1, UPLOAD // array[0].nbytes)
-            for i in range(0, len(array), step):
-                tensor[i : i + step] = torch.from_numpy(np.array(array[i : i + step]))
+            for i in range(0, len(used), step):
+                tensor[i : i + step] = torch.from_numpy(array[used[i : i + step]])
             _RESIDENT[key] = tensor
         tensors.append(tensor)
-    return tensors
+    return tensors, row

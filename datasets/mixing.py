@@ -22,10 +22,30 @@ class Data:
         self.real, self.val, self.test = splits.train, splits.val, splits.test
         self.pool, self.settings, self.seed = synthetic, settings, seed
 
+    def seen_by(self, uses_attributes: str) -> Data:
+        """The data with the real images' protected labels that "none", "validation" or "train"
+        grants; a = -1 elsewhere, in the tables and so in every batch made of them.
+
+        "train" grants all: who has them for training has them for validation. The generated images
+        keep theirs, which are those of their prompts and nobody's annotation.
+        """
+        if uses_attributes == "train":
+            return self
+        val = self.val
+        if val is not None and uses_attributes == "none":
+            val = val.withheld()
+        splits = Splits(self.real.withheld(), val, self.test.withheld())
+        return Data(splits, self.pool, self.settings, self.seed)
+
     def _synthetic(self) -> ImageTable:
         if self.pool is None:
             raise UserError("this method needs generated images: give --synthetic-root")
         return self.pool
+
+    @property
+    def pools(self) -> list[ImageTable]:
+        """Tables of whose images all training sets consist: decoded once for every seed."""
+        return [self.real] if self.pool is None else [self.real, self.pool]
 
     @cached_property
     def synthetic_balanced(self) -> ImageTable:
@@ -71,10 +91,13 @@ class Data:
         return concat([self.real, filling], "real images, repaired with synthetic ones")
 
     def loader(self, table: ImageTable, *, train: bool, attributes: bool = False) -> Loader:
-        """Training batches (augmented, last one dropped) or evaluation batches of a table."""
+        """Training batches (augmented, last one dropped) or evaluation batches of a table.
+
+        attributes: with the protected labels of the table, as far as `seen_by` left them there.
+        """
         s = self.settings
         return Loader(
             table, s.batch_size if train else s.eval_batch_size, image_size=s.image_size,
             train=train, device=s.device, seed=self.seed, drop_last=train, attributes=attributes,
-            store_dir=s.store_dir, workers=s.workers, min_crop=s.min_crop,
+            store_dir=s.store_dir, workers=s.workers, min_crop=s.min_crop, pools=self.pools,
         )

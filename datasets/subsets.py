@@ -53,9 +53,15 @@ def biased_counts(size: int, minority: float = 0.1) -> dict[tuple[int, int], int
     Raises SubsetError (a ValueError) for size < 1 or minority outside [0, 1].
     """
     if isinstance(size, bool) or size != int(size) or size < 1:
-        raise SubsetError(f"the subset size must be a whole number of at least 1, not {size}")
+        raise SubsetError(
+            f"the subset size must be a whole number of at least 1, not {size}; change --size or "
+            "--synthetic-biased-ratio"
+        )
     if not 0 <= minority <= 1:
-        raise SubsetError(f"the minority share must lie between 0 and 1, not {minority}")
+        raise SubsetError(
+            f"the minority share must lie between 0 and 1, not {minority}; change --minority or "
+            "--synthetic-minority"
+        )
     size = int(size)
     # the decimal the user wrote: in floats 200 * 0.29 / 2 is 28.999...
     exact = size * Fraction(str(minority)) / 2

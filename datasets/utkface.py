@@ -90,7 +90,7 @@ def load(
     target: str,
     protected: str,
     *,
-    size: int = 10000,
+    size: int | None = 10000,
     minority: float = 0.1,
     rule: str = "first",
     seed: int = 0,
@@ -99,8 +99,9 @@ def load(
 ) -> Splits:
     """A biased training set and a balanced test set (default 3,200), disjoint, drawn with seed.
 
+    size: None takes all images that the test set leaves (minority then has no use).
     target and protected: Female and White, either way round. val "official": a tenth of each cell
-    of the `size` biased images (rounded down) is held out, since UTKFace has no split of its own;
+    of the training images (rounded down) is held out, since UTKFace has no split of its own;
     "none": all of them train. rule: UTKFace has no file order but that of the ages its names begin
     with, so "first" draws with the seed as "random" does. Bad names are skipped with a warning.
     Raises UserError for unusable images and wrong arguments, NotEnoughImages for a small cell.
@@ -108,10 +109,7 @@ def load(
     check_val(val)
     check_rule(rule)
     check_pair("UTKFace", ATTRIBUTES, target, protected)
-    train = biased_counts(size, minority)
-    held = {cell: train[cell] // 10 if val == "official" else 0 for cell in CELLS}
-    if val == "official" and not sum(held.values()):
-        raise UserError(f"{size} images are too few to hold a tenth out; use more, or val 'none'")
+    train = {} if size is None else biased_counts(size, minority)
     test = balanced_counts(TEST_SIZE if test_size is None else test_size)
     table, folder, bad = read_table(root)
     if bad:
@@ -121,6 +119,12 @@ def load(
             file=sys.stderr,
         )
     y, a = labels(table, target, protected)
+    if size is None:
+        train = {cell: max(0, len(rows) - test[cell]) for cell, rows in cell_rows(y, a).items()}
+    held = {cell: train[cell] // 10 if val == "official" else 0 for cell in CELLS}
+    size = sum(train.values())
+    if val == "official" and not sum(held.values()):
+        raise UserError(f"{size} images are too few to hold a tenth out; use more, or val 'none'")
     what = f"{size} training and {sum(test.values())} test images of {target}/{protected}"
     rows = draw(y, a, train, held, test, seed, what)
     prefix = os.path.abspath(folder)

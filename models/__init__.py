@@ -8,8 +8,10 @@ its own, write one file with a Method and add one line here.
 from __future__ import annotations
 
 from models.debiasing import DEBIASING
-from models.fairif.method import FairIF
+from models.fairif.images import IMAGE_BASELINES
+from models.fairif.method import FairIF, FairIFShuffled
 from models.ltgc import LTGC
 from models.strategies import STRATEGIES
 
-METHODS = {**STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF}
+METHODS = {**STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF,
+           "fairif_shuffled": FairIFShuffled, **IMAGE_BASELINES}

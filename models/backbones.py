@@ -12,12 +12,17 @@ from torch import nn
 from utils.errors import UserError, reason
 
 
-def _resnet(name: str):
+def _resnet(name: str, hidden: int = 0):
+    """hidden: units of one more layer before the output, within the block fc; 0 is none."""
+
     def build(weights: dict | None) -> nn.Module:
         model = torchvision.models.get_model(name, weights=None)
         if weights is not None:
             model.load_state_dict(weights)
-        model.fc = nn.Linear(model.fc.in_features, 1)
+        features = model.fc.in_features
+        model.fc = nn.Linear(hidden or features, 1)
+        if hidden:
+            model.fc = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), model.fc)
         return model
 
     return build
@@ -41,12 +46,18 @@ def _vit_s32(weights: dict | None) -> nn.Module:
 
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
-BACKBONES = {**{name: _resnet(name) for name in RESNETS}, "vit_small_patch32": _vit_s32}
+HIDDEN = "_h128"  # FairIF's networks: "the final layer's hidden dimension was set to 128"
+BACKBONES = {
+    **{name: _resnet(name) for name in RESNETS},
+    "vit_small_patch32": _vit_s32,
+    **{name + HIDDEN: _resnet(name, 128) for name in RESNETS},
+}
 VIT_WEIGHTS = "timm/vit_small_patch32_224.augreg_in21k_ft_in1k"
 
 
 def _imagenet(name: str) -> dict:
     """The ImageNet weights of a backbone, downloaded once. Raises UserError where they cannot."""
+    name = name.removesuffix(HIDDEN)
     try:
         if name in RESNETS:
             enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
@@ -108,3 +119,8 @@ def load_weights(path: Path, flag: str) -> dict:
 def parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameter tensors in the model's own order (62 for ResNet-18)."""
     return [name for name, _ in model.named_parameters()]
+
+
+def output_layer(model: nn.Module) -> str:
+    """Name of the linear layer that gives the logit: the last one of the network."""
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.loader import send
 from datasets.mixing import Data
 from models.debiasing.base import Debiasing
 
@@ -64,11 +65,12 @@ class LTGC(Debiasing):
         alpha, weight = self.options["alpha"], self.options["generated_weight"]
         # Drawn on the CPU, whose generator the engine's checkpoints hold.
         beta = torch.distributions.Beta(alpha, alpha)
-        share, order = (t.to(x.device) for t in (beta.sample((len(y),)), torch.rand(len(y))))
+        drawn = (beta.sample((len(y),)), torch.rand(len(y)))
+        share, order = (send(part, x.device) for part in drawn)
         generated = index >= self.real
         with self.precision(x):
             x, partner_y, share = mix_pairs(x, y, generated, share, order)
-            logits = self.model(x).squeeze(1).float()
+            logits = self.network(x).squeeze(1).float()
             own, other = (
                 F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none")
                 for label in (y, partner_y)

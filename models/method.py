@@ -24,12 +24,21 @@ class Method:
     uses_attributes says which protected labels the method may see: "none", "validation" or
     "train"; the loader delivers -1 for the others. recipe: lr, momentum, weight_decay, milestone,
     gamma, epochs (utils.engine.Recipe). frozen_batch_norm keeps running statistics as they are.
+    compiled: `network`, which steps and predictions call, is the model through torch.compile; what
+    needs torch.func or a gradient of a gradient calls the model itself.
     """
 
     uses_attributes = "none"
 
-    def __init__(self, model: nn.Module, recipe, *, autocast=None, frozen_batch_norm=False):
+    def __init__(
+        self, model: nn.Module, recipe, *, autocast=None, frozen_batch_norm=False, compiled=False
+    ):
         self.model, self.recipe = model, recipe
+        self.network = model
+        if compiled:
+            torch.compiler.reset()  # a process trains more networks than it may hold compiled
+            self.network = torch.compile(model, dynamic=False)
+        self.full_batch = 0  # images of the largest batch that was predicted
         self.autocast = autocast
         self.frozen_batch_norm = frozen_batch_norm
         self.setup()
@@ -60,7 +69,7 @@ class Method:
         """One step on (index, x, y, a); returns the detached loss, on the device."""
         _, x, y, _ = batch
         with self.precision(x):
-            loss = bce(self.model, x, y)
+            loss = bce(self.network, x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -73,8 +82,11 @@ class Method:
     def predict(self, x: Tensor) -> Tensor:
         """Logits float32 [B] in evaluation mode."""
         self.model.eval()
+        self.full_batch = max(self.full_batch, len(x))
+        # an evaluation's last, smaller batch is not worth a compilation
+        network = self.network if len(x) == self.full_batch else self.model
         with self.precision(x):
-            return self.model(x).squeeze(1).float()
+            return network(x).squeeze(1).float()
 
     def precision(self, x: Tensor):
         return torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None)

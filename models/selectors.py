@@ -8,6 +8,7 @@ name} and whatever else is worth keeping. Random choices follow the run's seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from models.backbones import parameter_names
 from models.lora import is_adapter
 from models.method import bce
 from models.selection import differences, random_tensors, resolve_k, select_tensors
-from utils.blocks import OUTPUT_BLOCKS, block_of
+from utils.blocks import OUTPUT_BLOCKS, block_of, require_block
 from utils.engine import PREEMPTION
 from utils.errors import UserError
 from utils.gradients import mean_gradients
@@ -63,26 +64,20 @@ def random_share(share: float) -> Selector:
     return choose
 
 
-def only_block(block: str) -> Selector:
-    """Table 4's sub-tuning by updating one block; nothing else is trained, the fc included."""
-    return lambda model, data, settings: _block_mask(model, block, inside=True)
+@dataclass(frozen=True)
+class OneBlock:
+    """Table 4's sub-tuning: one block is updated and nothing else, not even the last layer, or,
+    frozen, all but that block (Figure 2). Raises UserError where the network has no such block.
+    """
 
+    block: str
+    frozen: bool = False
 
-def all_but_block(block: str) -> Selector:
-    """Table 4's sub-tuning by freezing one block (Figure 2)."""
-    return lambda model, data, settings: _block_mask(model, block, inside=False)
-
-
-def _block_mask(model: nn.Module, block: str, *, inside: bool) -> dict:
-    names = parameter_names(model)
-    blocks = list(dict.fromkeys(map(block_of, names)))
-    if block not in blocks:
-        raise UserError(
-            f"this backbone has no block {block} (it has {', '.join(blocks)}): rows that update or "
-            "freeze one block need a ResNet (--backbone resnet18)"
-        )
-    chosen = [name for name in names if (block_of(name) == block) == inside]
-    return _mask(names, chosen, f"{'only' if inside else 'all but'} {block}")
+    def __call__(self, model: nn.Module, data: Data, settings) -> dict:
+        names = parameter_names(model)
+        require_block(self.block, names, "the network")
+        chosen = [name for name in names if (block_of(name) == self.block) != self.frozen]
+        return _mask(names, chosen, f"{'all but' if self.frozen else 'only'} {self.block}")
 
 
 def sensitive_to_bias(model: nn.Module, data: Data, settings) -> dict:
@@ -98,7 +93,8 @@ def sensitive_to_bias(model: nn.Module, data: Data, settings) -> dict:
         loader = data.loader(table, train=True)
         gradients.append(
             mean_gradients(
-                model, loader.epoch(0), bce, count=len(loader), name=title, check=PREEMPTION.check
+                model, loader.epoch(0), bce, count=len(loader), name=title,
+                autocast=settings.autocast, check=PREEMPTION.check,
             )
         )
     real, biased, balanced = gradients

@@ -19,11 +19,10 @@ from models.finetune import freeze_all_but
 from models.lora import add_lora, merge_lora
 from models.method import Method
 from models.selectors import (
+    OneBlock,
     Selector,
     adapters,
-    all_but_block,
     every_tensor,
-    only_block,
     output_layer,
     random_of_same_size,
     random_share,
@@ -55,6 +54,11 @@ class Strategy:
     @property
     def needs_synthetic(self) -> bool:
         return self.training_set != "real"
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that the backbone must have (utils.blocks)."""
+        return (self.tensors.block,) if isinstance(self.tensors, OneBlock) else ()
 
     def tables(self, data: Data) -> dict:
         """The image tables the row learns from, by the name of their saved list."""
@@ -106,11 +110,13 @@ STRATEGIES: dict[str, Strategy] = {
     "random_85": Strategy("synthetic_balanced", "pretrained", random_share(0.85)),
     "random_mask": Strategy("synthetic_balanced", "pretrained", random_of_same_size),
     **{
-        f"update_{block}": Strategy("synthetic_balanced", "pretrained", only_block(block))
+        f"update_{block}": Strategy("synthetic_balanced", "pretrained", OneBlock(block))
         for block in RESNET_BLOCKS
     },
     **{
-        f"freeze_{block}": Strategy("synthetic_balanced", "pretrained", all_but_block(block))
+        f"freeze_{block}": Strategy(
+            "synthetic_balanced", "pretrained", OneBlock(block, frozen=True)
+        )
         for block in RESNET_BLOCKS
     },
     "lora": Strategy(
@@ -146,16 +152,16 @@ def new_model(settings, seed: int) -> torch.nn.Module:
     return model.to(settings.device, memory_format=torch.channels_last)
 
 
-def _method(model, recipe: Recipe, settings) -> Method:
+def _method(model, recipe: Recipe, settings, *, compiled: bool = False) -> Method:
     return Method(
-        model, recipe, autocast=settings.autocast,
+        model, recipe, autocast=settings.autocast, compiled=compiled,
         frozen_batch_norm=settings.batch_norm == "freeze" and recipe is settings.finetune,
     )
 
 
 def _fit(model, data: Data, train, recipe: Recipe, settings, folder: Path, name: str) -> list:
     """Train and load the kept epoch's weights into `model`."""
-    method = _method(model, recipe, settings)
+    method = _method(model, recipe, settings, compiled=settings.compile)
     val = data.loader(data.val, train=False) if data.val is not None else None
     log = fit(method, data.loader(train, train=True), val, folder, name)
     model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
 from utils.errors import UserError, exit_cleanly
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, check_compiler
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -187,6 +187,8 @@ def _build_sampler(args: argparse.Namespace):
             raise UserError(f"{flag} {pixels}: this model makes multiples of {multiple}; give one")
     saved = args.image_size or min(max(height, width), 224)
     batch_size = min(setting("batch_size"), args.images_per_cell)
+    if args.compile:
+        check_compiler()
     if args.decode_batch and batch_size % args.decode_batch:
         raise UserError(f"--decode-batch {args.decode_batch} must divide the batch, {batch_size}")
     sampler = pipeline.Sampler(

@@ -29,6 +29,7 @@ from utils.options import ArgumentParser
 SETS = ("plain", "contextual_25", "contextual_50", "contextual_head_poses_50")  # Table 5's order
 PANEL = {1: (2, 10), 2: (2, 6)}  # number of cells -> rows and columns of images; else:
 NARROW_PANEL = (2, 4)
+LABEL, WIDTH = 1.4, 9.2  # inches: of the prompt sets' names, and of all images of a row
 SIDE = 112  # pixels at most: four cells of the paper's 224 would make a PDF of tens of MB
 GAP = 2  # white pixels between images
 
@@ -47,7 +48,8 @@ def find_sets(root: Path, target: str, protected: str, wanted: list[str] | None)
             if wanted:
                 raise
             continue
-        found[name if name in folder.parts else "generated images"] = folder
+        named = name in (folder.name, folder.parent.name)
+        found[name if named else "generated images"] = folder
     if not found:
         raise UserError(
             f"{root} holds no generated images for {target}/{protected}, in none of the prompt "
@@ -109,21 +111,22 @@ def grid(
     protected attribute. Raises UserError where a set has no image of a cell.
     """
     rows, columns = PANEL.get(len(cells), NARROW_PANEL)
-    size = 9 / (columns * len(cells))  # inches a picture
+    size = WIDTH / (columns * len(cells))  # inches a picture
     figure, axes = plt.subplots(
-        len(tables), len(cells), squeeze=False, layout="constrained",
-        figsize=(10.6, 0.5 + len(tables) * (rows * size + 0.12)),
+        len(tables), 1 + len(cells), squeeze=False, layout="constrained",
+        width_ratios=(LABEL, *[WIDTH / len(cells)] * len(cells)),
+        figsize=(LABEL + WIDTH, 0.4 + len(tables) * (rows * size + 0.1)),
     )
-    for line, (name, table) in zip(axes, tables.items(), strict=True):
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for (label, *line), (name, table) in zip(axes, tables.items(), strict=True):
+        text = f"{name.replace('_head', '_' + chr(10) + 'head')}\n{notes[name]}"
+        label.text(1, 0.5, text, ha="right", va="center", transform=label.transAxes)
         for axis, (y, a) in zip(line, cells, strict=True):
             places = np.flatnonzero((table.y == y) & (table.a == a))
             axis.imshow(mosaic([table.paths[i] for i in places], rows, columns),
                         interpolation="lanczos")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        line[0].set_ylabel(f"{name.replace('contextual_', 'contextual_' + chr(10), 1)}\n"
-                           f"{notes[name]}", rotation=0, ha="right", va="center", fontsize=8)
-    for axis, cell in zip(axes[0], cells, strict=True):
+    for axis, cell in zip(axes[0, 1:], cells, strict=True):
         axis.set_title(", ".join(word if value else f"not {word}"
                                  for word, value in zip(names, cell, strict=True)), fontsize=10)
     return figure

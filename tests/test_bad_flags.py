@@ -139,6 +139,9 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--data-seed", "1e3"], "--data-seed"),
     (["--size", str(10**10)], "--size"),
     (["--size", "1000"], "--size"),
+    (["--size", "every"], "--size"),
+    (["--size", "all", "--rule", "random"], "--rule"),
+    (["--size", "all", "--minority", "0.2"], "--minority"),
     (["--minority", "nan"], "--minority"),
     (["--test-size", "-4"], "--test-size"),
     (["--test-size", "10"], "--test-size"),
@@ -169,6 +172,12 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--edits", "nowhere", "--methods", "diga"], "nowhere"),
     (["--setting", "/tmp/x"], "--setting"),
     (["--setting", "a//b"], "--setting"),
+    (["--methods", "erm", "--name", "submitit"], "--name 'submitit'"),
+    (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
+    (["--launcher", "pbs"], "--launcher"),
+    (["--slurm", "time=60"], "--slurm"),
+    (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),
+    (["--tensorboard=yes"], "--tensorboard"),
 ]
 
 
@@ -188,7 +197,7 @@ def test_train(wrong, names, data, tmp_path, monkeypatch, capsys):
 def test_every_flag_of_train_is_in_a_table(capsys):
     (set_table,) = [mark for mark in set_flag_test.pytestmark if mark.name == "parametrize"]
     table = [*WRONG_FLAGS, *TRAIN, *set_table.args[1]]
-    covered = {flag for wrong, _ in table for flag in wrong if flag.startswith("--")}
+    covered = {flag.split("=")[0] for wrong, _ in table for flag in wrong if flag[:2] == "--"}
     assert flags_of(train.main, capsys) <= covered
 
 

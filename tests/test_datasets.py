@@ -229,6 +229,31 @@ def test_celeba_splits_and_labels(celeba_root):
     assert balanced.counts() == dict.fromkeys(CELLS, 2)
     assert set(balanced.paths) <= set(splits.test.paths)
     assert len(celeba.partitions(celeba_root, "Young", "Male").train) == 24
+    whole = load_small(celeba_root, size=None)  # --size all
+    assert [Path(path).name for path in whole.train.paths] == [f"{i:06d}.jpg" for i in range(1, 25)]
+    assert same(whole.val, splits.val) and same(whole.test, splits.test)
+
+
+def test_celeba_blond_hair_cells_are_fairifs_as_corrected(tmp_path):
+    """The attribute file with the paper's counts of all images: which cell is which, and none lost.
+
+    FairIF's Table 9 has the two middle cells swapped: blond women are many, blond men few.
+    """
+    cells = {(-1, -1): 89931, (-1, 1): 82685, (1, -1): 28234, (1, 1): 1749}
+    signs = np.repeat(np.array(list(cells)), list(cells.values()), axis=0)
+    np.random.default_rng(0).shuffle(signs)
+    names = [f"{i + 1:06d}.jpg" for i in range(len(signs))]
+    lines = [f"{name} {blond} {male}" for name, (blond, male) in zip(names, signs, strict=True)]
+    (tmp_path / ATTR).write_text("\n".join([str(len(names)), "Blond_Hair Male", *lines]) + "\n")
+    ends = check.CELEBA_RANGES["train"][1], check.CELEBA_RANGES["val"][1]
+    lines = [f"{name} {(name > ends[0]) + (name > ends[1])}" for name in names]
+    (tmp_path / PART).write_text("\n".join(lines) + "\n")
+    (tmp_path / IMAGES).mkdir()
+    parts = celeba.partitions(tmp_path, "Blond_Hair", "Male")
+    parts = (parts.train, parts.val, parts.test)
+    assert [len(part) for part in parts] == list(check.CELEBA_SPLITS.values())
+    assert [sum(part.counts()[cell] for part in parts) for cell in CELLS] == [
+        89931, 82685, 28234, 1749]
 
 
 def to_csv(root: Path, zero: str = "-1") -> None:
@@ -453,6 +478,13 @@ def test_utkface_paper_counts(monkeypatch, tmp_path):
     assert list(splits.train.counts().values()) == [450, 4050, 4050, 450]
     assert list(splits.val.counts().values()) == [50, 450, 450, 50]
     assert list(splits.test.counts().values()) == [800] * 4
+    whole = utkface.load(tmp_path, "Female", "White", size=None)  # --size all
+    assert same(whole.test, splits.test)
+    assert list(whole.train.counts().values()) == [4140] * 4  # 4,600 of each are left
+    assert list(whole.val.counts().values()) == [460] * 4
+    assert not set(whole.train.paths) & set(whole.val.paths + whole.test.paths)
+    with pytest.raises(NotEnoughImages, match="cell 0_0 needs 6000 and has 5400"):
+        utkface.load(tmp_path, "Female", "White", size=None, val="none", test_size=24000)
 
 
 def test_utkface_bad_input(tmp_path):

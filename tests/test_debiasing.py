@@ -39,11 +39,11 @@ from models.debiasing.lff import (
 from models.debiasing.maple import environment_risk, hypergradient, project, sample_mask
 from models.method import Method
 from models.strategies import new_model
-from utils import tables
 from utils.engine import PREEMPTED, PREEMPTION, Recipe, fit
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
 from utils.options import parse_options
+from utils.paper import TABLES, paper_row
 
 # --- CVaR ----------------------------------------------------------------------------------------
 
@@ -466,14 +466,14 @@ class ToyData:
         self.edits = self.x[:, None].repeat(1, 2, 1)
         self.edits[:, :, 0] = torch.from_numpy(degrees)
 
-    def loader(self, table, *, train):
+    def loader(self, table, *, train, attributes=False):
         return ToyLoader(table, self.x, 60, train, self.seed)
 
 
 def toy_settings(epochs=12, **options):
     return SimpleNamespace(
         pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
-        device="cpu", autocast=None, options=options,
+        device="cpu", autocast=None, compile=False, options=options,
     )
 
 
@@ -547,12 +547,21 @@ def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     def run(folder):
         return run_toy(name, ToyData(1, 240), 1, folder, epochs=3, byol_epochs=1)
 
+    check_resumption(run, tmp_path, monkeypatch)
+    for stage, kept in (("reference", ["log.jsonl", "logits.npy"]), ("byol", ["log.jsonl"])):
+        if (tmp_path / "stopped" / stage).exists():
+            assert sorted(p.name for p in (tmp_path / "stopped" / stage).iterdir()) == kept
+
+
+def check_resumption(run, tmp_path, monkeypatch, places=(2, 5)):
+    """run(folder), stopped by a SIGTERM after so many batches, and after so many more, ends in the
+    bits of a whole run."""
     (tmp_path / "straight").mkdir()
     (tmp_path / "stopped").mkdir()
     monkeypatch.setattr(PREEMPTION, "requested", False)
     monkeypatch.setattr(ToyLoader, "stop_after", None)
     _, expected_log, _ = run(tmp_path / "straight")
-    for after in (2, 5):  # 4 batches an epoch: within the first stage, and within the second
+    for after in places:  # 4 batches an epoch: within the first stage, and within the second
         monkeypatch.setattr(ToyLoader, "delivered", 0)
         monkeypatch.setattr(ToyLoader, "stop_after", after)
         with pytest.raises(SystemExit) as stopped:
@@ -573,9 +582,6 @@ def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows]
                     for rows in (expected_log, log)]
     assert without_time[0] == without_time[1]
-    for stage, kept in (("reference", ["log.jsonl", "logits.npy"]), ("byol", ["log.jsonl"])):
-        if (tmp_path / "stopped" / stage).exists():
-            assert sorted(p.name for p in (tmp_path / "stopped" / stage).iterdir()) == kept
 
 
 @pytest.mark.parametrize("name", ["jtt", "eiil", "maple"])
@@ -641,9 +647,9 @@ def test_jtt_from_the_command_line(tmp_path, monkeypatch, capsys):
     ("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male")])
 def test_every_row_of_table_1_stands_beside_ours(target, protected):
     names = ("erm", *DEBIASING, "aim_fair")
-    rows = [tables.paper_row("1", METHODS[name].paper_row, "celeba", target, protected)
+    rows = [paper_row("1", METHODS[name].paper_row, "celeba", target, protected)
             for name in names]
-    paper = pd.read_csv(tables.PAPER_TABLE, dtype={"table": str})
+    paper = pd.read_csv(TABLES / "aim_fair.csv", dtype={"table": str})
     paper = paper[(paper.table == "1") & (paper.target == target) & (paper.protected == protected)]
     assert sorted(row["wst"] for row in rows) == sorted(paper.wst)
 

@@ -222,7 +222,7 @@ def test_the_linear_programme_keeps_both_constraints_or_asks_for_less():
 def test_influences_are_the_derivatives_by_retraining():
     p = problem(80)
     erm = p.fit(p.build(), p.train.x, p.train.y, p.uniform())
-    fair, utility, gap = linear_programme.influences(erm, p)
+    fair, utility, gap, _ = linear_programme.influences(erm, p)
 
     def figures(weights):
         model = p.fit(p.build(), p.train.x, p.train.y, weights)

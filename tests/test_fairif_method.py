@@ -1,4 +1,4 @@
-"""FairIF through train.py: its record, and that lambda large enough makes it ERM bit for bit."""
+"""FairIF through train.py: its record, its control, and that a large lambda makes it ERM."""
 
 import json
 
@@ -8,8 +8,12 @@ import tiny
 import torch
 
 import train
-from models import METHODS
+from datasets.base import ImageTable
+from models import METHODS, backbones
+from models.fairif import method as fairif_method
+from models.fairif.method import read_array, validation_images
 from utils.engine import PREEMPTION
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +25,38 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     results = data / "results"
 
-    def run(*flags):
-        train.main(tiny.flags(data, results, "--pretrain-epochs", 1, *flags))
+    def run(*more):
+        train.main(tiny.flags(data, results, "--pretrain-epochs", 1, "--backbone", "tiny", *more))
 
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    computed, compute = [], fairif_method.image_influence
+    monkeypatch.setattr(fairif_method, "image_influence",
+                        lambda *args: computed.append(1) or compute(*args))
     run("--methods", "erm")
     options = ["last_tensors=5", "curvature_images=16", "damping=0.1"]
     run("--methods", "fairif", "--set", *options, "strength=0")
     run("--methods", "fairif", "--name", "no_change", "--set", *options, "strength=1e6")
+    run("--methods", "fairif_shuffled", "--set", *options, "strength=0")
+    assert len(computed) == 1  # lambda and the shuffling come after the influence
     setting = results / "tiny"
-    record = json.loads((setting / "fairif/seed100/reference/influence.json").read_text())
-    weights = np.load(setting / "fairif/seed100/reference/weights.npy")
+    record = json.loads((setting / "fairif/seed100/influence.json").read_text())
+    weights = np.load(setting / "fairif/seed100/weights.npy")
     assert weights.shape == (24,) and weights.min() >= 0 and weights.std() > 0
+    control = np.load(setting / "fairif_shuffled/seed100/weights.npy")
+    assert not np.array_equal(control, weights)
+    assert np.array_equal(np.sort(control), np.sort(weights))
+    run("--methods", "fairif", "--name", "less", "--set", *options, "strength=0",
+        "validation_share=0.5")
+    assert len(computed) == 2
+
+    # a run copied into another setting keeps its weights; the figure is drawn from them
+    run("--setting", "tiny/figure2", "--methods", "fairif", "--set", *options, "strength=0")
+    assert len(computed) == 2
+    assert np.array_equal(np.load(setting / "figure2/fairif/seed100/weights.npy"), weights)
+    assert (setting / "figure2/figures/fairif_weights_fairif.pdf").exists()
+    assert "Training images weighted most" in (setting / "figure2/report.html").read_text()
+    names = {path.name for path in (setting / "figures").glob("fairif_weights_*.png")}
+    assert {"fairif_weights_fairif.png", "fairif_weights_less.png"} == names  # no change: none
     assert np.abs(record["predicted"]).max() <= np.abs(record["gaps"]).max()
     assert record["gradient_norm"] > 0 and np.isfinite(record["residual"]).all()
     log = [json.loads(line) for line in
@@ -44,6 +69,35 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     same = {name: all(torch.equal(models["erm"][key], value) for key, value in model.items())
             for name, model in models.items()}
     assert same == {"erm": True, "fairif": False, "no_change": True}
+
+
+def test_a_validation_share_is_drawn_by_cell_and_by_seed(data, tmp_path, capsys, monkeypatch):
+    cells = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [8, 20, 4, 3], axis=0)
+    table = ImageTable("val", [f"/{i}" for i in range(len(cells))], cells[:, 0], cells[:, 1])
+    assert validation_images(table, 1.0, 1).paths == table.paths
+    half, quarter = (validation_images(table, share, 1) for share in (0.5, 0.25))
+    assert list(half.counts().values()) == [4, 10, 2, 2]
+    assert list(quarter.counts().values()) == [2, 5, 1, 1]
+    assert set(quarter.paths) < set(half.paths)
+    assert validation_images(table, 0.5, 2).paths != half.paths
+    # of the 16 validation images a tenth is none
+    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    with pytest.raises(SystemExit) as end:
+        train.main(tiny.flags(data, tmp_path, "--pretrain-epochs", 1, "--backbone", "tiny",
+                              "--methods", "fairif", "--set", "validation_share=0.1"))
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and message.startswith("error: the validation set has no sample")
+
+
+def test_damaged_scores_are_named(tmp_path):
+    path = tmp_path / "scores.npy"
+    np.save(path, np.zeros((2, 5)))
+    assert read_array(path, (2, 5)).shape == (2, 5)
+    for spoil in (lambda: np.save(path, np.zeros((2, 4))), lambda: path.write_bytes(b"no array")):
+        spoil()
+        with pytest.raises(UserError, match=r"scores.npy is damaged; delete the folder"):
+            read_array(path, (2, 5))
 
 
 def test_fairif_needs_validation_images(data, capsys):

@@ -143,6 +143,8 @@ def test_cost_counts_a_shared_stage_once(setting):
     assert rows["erm", "pretrain"] == ["2", "2", "4.00", "7.5 s"]
     assert rows["aim_fair", "pretrain"] == ["2", "2", "4.00", "7.5 s"]
     assert rows["aim_fair", "finetune"] == ["2", "2", "300.00", "10.0 min"]
+    assert rows["aim_fair", "in all"] == ["10.1 min"]  # and empty cells
+    assert ("erm", "in all") not in rows
     assert "all of it took 20.2 min" in page.text
 
 

@@ -18,11 +18,12 @@ from torch import nn
 import train
 from datasets.base import CELLS, ImageTable, Splits
 from datasets.mixing import Data
-from models import METHODS
+from models import METHODS, tsne
 from models.bias_ratio import main as bias_ratio
 from models.bias_ratio import minority_share
 from models.ltgc import LTGC, mix_pairs
 from models.strategies import STRATEGIES
+from stable_diffusion import grids
 from utils import masks, runs
 from utils.best import main as best
 from utils.engine import PREEMPTION, Recipe
@@ -148,8 +149,12 @@ def test_block_rows_name_the_blocks_a_vit_has():
     assert vit(torch.zeros(1, 3, 48, 48)).shape == (1, 1)  # 48 is padded to 64
     assert len(chosen("full_finetuning", vit)) == 152
     assert chosen("linear_probing", vit) == ["head.weight", "head.bias"]
-    with pytest.raises(UserError, match=r"no block layer1 .*stem, blocks.0, .*, head\)"):
+    with pytest.raises(UserError, match="no block layer1; .*stem, blocks.0, .*, head: "):
         chosen("update_layer1", vit)
+    flags = ["--methods", "freeze_stem", "update_layer1", "--backbone", "vit_small_patch32"]
+    with pytest.raises(UserError, match="update_layer1: vit_small_patch32 has no block layer1; "):
+        train.complete(train.parser().parse_args(flags))
+    train.complete(train.parser().parse_args([*flags, "--backbone", "resnet50"]))
     imagenet = vit.state_dict()
     imagenet |= {"head.weight": torch.ones(1000, 384), "head.bias": torch.ones(1000)}
     loaded = BACKBONES["vit_small_patch32"](imagenet)
@@ -359,8 +364,8 @@ RECORDER = """#!/usr/bin/env bash
 printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 """
 EXPERIMENTS = [
-    *(f"table{number}" for number in range(1, 12)), "rates", "figure1", "figure2", "figure5",
-    "figure8",
+    *(f"table{number}" for number in range(1, 12)), "rates", "figure1", "figure2", "figure4",
+    "figure5", "figure6", "figure7", "figure8",
 ]
 
 
@@ -393,6 +398,14 @@ def test_every_line_of_the_runner_is_taken(setting, recorder, tmp_path):
         rows.setdefault(args.setting, set()).update([args.name] if args.name else args.methods)
         assert args.paper_table is None or setting != "demo"
     assert sum(map(len, rows.values())) > 40
+    words = [line for _, line in lines if line[0] == "-m"]
+    (panels,) = (tsne.parser().parse_args(line[2:]) for line in words if line[1] == "models.tsne")
+    assert set(panels.rows) <= rows[str(panels.setting).removeprefix("results/")]
+    assert panels.data_root.name == setting
+    images = [grids.parser().parse_args(line[2:]) for line in words if line[1].endswith(".grids")]
+    pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
+    assert [(args.target, args.protected) for args in images] == [pair, pair]
+    assert [args.cells for args in images] == [[(1, 1)], None]  # Figure 4, Figure 7
     for line in (line for _, line in lines if line[:2] == ["-m", "utils.best"]):
         command = dict(zip(line[3:7:2], line[4:8:2], strict=True))
         assert set(line[8:]) <= rows[line[2].removeprefix("results/")]

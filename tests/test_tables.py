@@ -53,6 +53,8 @@ def setting(tmp_path):
         config = dict(SETTING)
         if method in PAPER:
             config["paper_table"], config["paper_row"] = PAPER[method]
+        else:
+            config |= {"alpha": 0.5, "defaults_changed": {"alpha": 0.1}}
         for seed, correct in seeds.items():
             write_run(folder / method / f"seed{seed}", correct, config=config)
     (folder / "full_finetuning" / "seed200").mkdir()  # still running

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from utils.errors import UserError
+
 RESNET_BLOCKS = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")  # of ResNet-18, -34, -50
 OUTPUT_BLOCKS = ("fc", "head")  # the last layer in torchvision's ResNets and in timm's ViTs
 
@@ -16,3 +20,18 @@ def block_of(tensor: str) -> str:
     if first == "blocks":
         return f"blocks.{rest[0]}"
     return first if first.startswith("layer") or first in (*OUTPUT_BLOCKS, "norm") else "stem"
+
+
+def blocks_of(tensors: Iterable[str]) -> list[str]:
+    """The named blocks of a network, from its parameter tensors' names, in their order."""
+    return list(dict.fromkeys(map(block_of, tensors)))
+
+
+def require_block(block: str, tensors: Iterable[str], network: str) -> None:
+    """Raise UserError where a network has no block of that name; `network`: what it is called."""
+    blocks = blocks_of(tensors)
+    if block not in blocks:
+        raise UserError(
+            f"{network} has no block {block}; it has {', '.join(blocks)}: leave that row out of "
+            "--methods or choose another --backbone"
+        )

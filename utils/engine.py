@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,24 +35,31 @@ class Recipe:
 
 
 class Preemption:
-    """Notes a SIGTERM; the loop then finishes its step, saves and exits with code PREEMPTED.
+    """Notes a SIGTERM or SIGUSR2, SLURM's warning before a job's time is up (utils/launcher.py).
 
-    Where nothing has to be saved (gradients, waiting for a lock, between runs) `check` exits.
+    The loop then finishes its step, saves and exits with code PREEMPTED. Where nothing has to be
+    saved (gradients, waiting for a lock, between runs) `check` exits.
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested, self.signal = False, signal.SIGTERM
 
     def install(self) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _) -> None:
+        self.requested, self.signal = True, signal.Signals(number)
 
     def check(self) -> None:
         if self.requested:
-            print("SIGTERM: stopped; the same command goes on", flush=True)
+            print(f"{self.signal.name}: stopped; the same command goes on", flush=True)
             raise SystemExit(PREEMPTED)
 
 
 PREEMPTION = Preemption()
+# Called after every epoch with the stage's log so far; they look on and change nothing.
+OBSERVERS: list[Callable[[list[dict]], None]] = []
 
 
 def logits_of(method, loader) -> np.ndarray:
@@ -142,6 +150,7 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
                 save(epoch, step + 1)
                 print(f"{name}: saved in epoch {epoch + 1} after step {step + 1}")
                 PREEMPTION.check()
+        rate = method.optimizer.param_groups[0]["lr"]
         method.end_epoch()
         mean = float(total) / steps if total is not None else math.nan
         if not math.isfinite(mean):
@@ -149,7 +158,7 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
                 f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
                 f"(now {recipe.lr}) or look at the input images"
             )
-        row = {"stage": name, "epoch": epoch + 1, "loss": mean}
+        row = {"stage": name, "epoch": epoch + 1, "loss": mean, "lr": rate}
         if val_loader is None:
             better = True
         else:
@@ -166,6 +175,8 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
         total = None
         save(epoch + 1, 0)
         write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+        for observe in OBSERVERS:
+            observe(log)
         bar.update(1)
         bar.set_postfix(loss=f"{mean:.4f}", val_acc=row.get("val_acc"))
     bar.close()

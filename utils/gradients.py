@@ -17,11 +17,13 @@ def mean_gradients(
     *,
     count: int,
     name: str,
+    autocast: torch.dtype | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Mean over batches of the gradient of the batch's mean loss, per parameter tensor, on the CPU.
 
     `batches` yields (index, x, y, a), `count` of them; `check` is called after each and may raise.
+    `autocast`: forward passes in that precision, as in training; the sum is kept in the weights'.
     The gradients are taken in training mode (batch statistics, as the release does) on a copy, so
     the model's batch-norm buffers and weights do not move. Frozen tensors get their gradient too.
     Raises ValueError where there are not `count` batches.
@@ -30,7 +32,9 @@ def mean_gradients(
     copy.zero_grad(set_to_none=True)
     seen = 0
     for _, x, y, _ in tqdm(batches, total=count, desc=name, unit="batch", leave=False):
-        loss(copy, x, y).backward()  # accumulates: the sum over batches
+        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+            value = loss(copy, x, y)
+        value.backward()  # accumulates: the sum over batches
         seen += 1
         check()
     if seen != count or not seen:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 from utils.errors import UserError
@@ -13,6 +15,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help explains every flag")
+
+
+def check_compiler() -> None:
+    """Raise UserError where torch.compile would find no C++ compiler, long after the start."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler: install g++, or start without --compile")
 
 
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:

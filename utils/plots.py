@@ -7,6 +7,7 @@ Draws into results/<setting>/figures/, each as PNG and PDF, whatever the runs ho
     freezing_one_block         the paper's Figure 2                      from metrics.json
     updating_one_block         the same for Table 4's other block rows   from metrics.json
     top_k                      the paper's Figure 5                      from both
+    fairif_weights_<method>    FairIF's Figure 2, after training only    from weights.npy
 Nothing is trained or evaluated here.
 """
 
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from utils.blocks import block_of
 from utils.errors import UserError, exit_cleanly
 from utils.figure_style import COLOURS, LINES, MARKERS, STYLE, save
+from utils.figures_fairif import methods_with_weights, weighted_images
 from utils.figures_sweeps import block_bars, top_k_curve
 from utils.masks import read_masks
 from utils.metrics import summary
@@ -189,10 +191,13 @@ def _draw_point(axis: Axes, name: str, method: str, seeds: list, index: int) -> 
                   label=f"{method} ({len(seeds)})")
 
 
-def draw_all(setting_dir: str | Path, others: Sequence[str | Path] = ()) -> list[Path]:
+def draw_all(
+    setting_dir: str | Path, others: Sequence[str | Path] = (), images=None
+) -> list[Path]:
     """Draw every figure the saved runs allow; return the PNG and PDF files written.
 
-    The methods of the settings in `others` stand in accuracy_against_eo too.
+    The methods of the settings in `others` stand in accuracy_against_eo too. images: the table of
+    training images, without which fairif_weights_<method> is left as it is.
     """
     setting_dir = Path(setting_dir)
     with plt.rc_context(STYLE):
@@ -206,6 +211,8 @@ def draw_all(setting_dir: str | Path, others: Sequence[str | Path] = ()) -> list
         for method in run_folders(setting_dir):
             if method.startswith("aim_fair") and (masks := read_masks(setting_dir, method)):
                 figures[f"selected_tensors_{method}"] = selected_tensors(masks, method)
+        for method in methods_with_weights(setting_dir) if images is not None else ():
+            figures[f"fairif_weights_{method}"] = weighted_images(setting_dir, method, images)
         drawn = [save(figure, setting_dir / "figures", name)
                  for name, figure in figures.items() if figure is not None]
     return [path for paths in drawn for path in paths]

@@ -24,7 +24,7 @@ from utils.files import write_atomic
 from utils.html import image, markdown_to_html, page, table
 from utils.metrics import CELLS
 from utils.options import ArgumentParser
-from utils.runs import RECORD
+from utils.row_settings import NO_SETTING
 from utils.tables import read_json, run_folders, write_summary
 
 THUMBNAIL, COLUMNS, ROWS = 72, 8, 2  # pixels, and images of a contact sheet
@@ -34,7 +34,10 @@ CAPTIONS = {
     "selected_tensors": "Tensors that the mask selects, by block and one by one",
     "freezing_one_block": "Fine-tuning with one block frozen",
     "updating_one_block": "Fine-tuning of one block alone",
+    "fairif_weights": "Training images weighted most and least, and the mean weight of each cell",
     "top_k": "Accuracy and fairness against k",
+    "tsne": "t-SNE of the test images' features by target and protected attribute",
+    "generated_images": "Generated images by prompt set and cell: the first of each",
 }
 
 
@@ -162,12 +165,18 @@ def _cost(runs: Mapping[str, Mapping[int, Path]]) -> str:
                 by_seed.setdefault(seed, []).append(row["seconds"])
     if not stages:
         return ""
-    rows = []
+    rows: list[list[str]] = []
+    totals: dict[str, list[float]] = {}  # method -> seconds of each stage
     for (method, stage), by_seed in stages.items():
         epochs = [seconds for each in by_seed.values() for seconds in each]
         total = statistics.mean(sum(each) for each in by_seed.values())
         rows.append([method, stage, str(len(by_seed)), f"{len(epochs) / len(by_seed):g}",
                      f"{statistics.median(epochs):.2f}", _duration(total)])
+        totals.setdefault(method, []).append(total)
+    for method, parts in totals.items():
+        if len(parts) > 1:
+            place = max(i for i, row in enumerate(rows) if row[0] == method) + 1
+            rows.insert(place, [method, "in all", "", "", "", _duration(sum(parts))])
     total = _duration(sum(row[-1] for row in distinct))
     header = ["method", "stage", "seeds", "epochs", "s an epoch (median)", "a seed (mean)"]
     return (
@@ -201,7 +210,7 @@ def _settings(configs: Mapping[str, list[dict]]) -> str:
     configs = {method: group for method, group in configs.items() if group}
     if not configs:
         return ""
-    hidden = RECORD | {"seed", "method"}
+    hidden = NO_SETTING
     first = {method: group[0] for method, group in configs.items()}
     keys = sorted(set().union(*first.values()) - hidden)
     lacking = object()

@@ -57,6 +57,18 @@ def _end(path: str) -> str:
         return f"{size} {file.read(64).hex()}"
 
 
+def weights_digest(path: Path) -> str:
+    """Content of a weights file, so that another file of the same name is another setting."""
+    try:
+        with open(path, "rb") as file:
+            return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(
+            f"--pretrained {path} cannot be read ({error.strerror}); give a weights file, imagenet "
+            "or none"
+        ) from None
+
+
 @contextmanager
 def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Only one process works in the folder; a second one waits. A killed process leaves no lock.

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from utils.metrics import CELLS
+from utils.paper import FAIRIF, IMPOSSIBLE
 
 TITLES = {"acc": "ACC", "wst": "WST", "eo_worst": "EO worst", "eo_mean": "EO mean", "std": "STD",
           "ad": "AD", "aod": "AOD", "eod": "EOD"}
 TABLE_FIGURES = ("acc", "wst", "eo_worst", "eo_mean", "std")
-SEED_FIGURES = (*TABLE_FIGURES, "ad", "eod")
+FAIRIF_FIGURES = ("acc", "ad", "aod", "eod")
+SEED_FIGURES = (*TABLE_FIGURES, "ad", "aod", "eod")
 HIGHER_IS_BETTER = ("acc", "wst")
 
 
@@ -54,12 +56,19 @@ def markdown(
         _table_style_section(records),
         _count_note(records),
         "## Each seed on its own\n",
-        "Mean ± sample standard deviation over seeds of each seed's own figures. AOD is EO mean.\n",
+        "Mean ± sample standard deviation over seeds of each seed's own figures. FairIF's AOD "
+        "is EO mean.\n",
         _per_seed_section(records),
     ]
-    if any(isinstance(row["paper_row"], str) for row in records):
+    rows = [row for row in records if isinstance(row["paper_row"], str)]
+    theirs = [row for row in rows if row["paper_table"].startswith(FAIRIF)]
+    if len(rows) > len(theirs):
         parts += ["## Beside the paper\n", "Ours (first table) / the paper's / ours minus it.\n",
-                  _paper_section(records)]
+                  _paper_section([row for row in rows if row not in theirs])]
+    if theirs:
+        parts += ["## Beside FairIF's paper\n",
+                  "Ours (mean over seeds) / the paper's / ours minus it.\n",
+                  _fairif_section(theirs)]
     if paired is not None:
         parts += [f"## Paired differences to {baseline}\n",
                   "Method minus baseline over shared seeds, in points: mean [95% t interval].\n",
@@ -111,8 +120,6 @@ def _plus_minus(mean: float, spread: float) -> str:
 def _paper_section(records: list[dict]) -> str:
     rows = []
     for row in records:
-        if not isinstance(row["paper_row"], str):
-            continue
         definition = row["paper_eo_definition"]
         eo = {"worst": "eo_worst", "mean": "eo_mean"}.get(definition)
         cells = []
@@ -126,15 +133,32 @@ def _paper_section(records: list[dict]) -> str:
     return aligned(["method", "the paper's row", "ACC", "WST", "EO", "which EO", "STD"], rows)
 
 
+def _fairif_section(records: list[dict]) -> str:
+    rows = []
+    for row in records:
+        marked = isinstance(row["paper_note"], str)
+        cells = [f"{number(row[f'{name}_table'])} / {number(row[f'paper_{name}'])}"
+                 f"{'*' if marked and name in ('aod', 'eod') else ''} / "
+                 f"{number(row[f'difference_{name}'], sign=True)}" for name in FAIRIF_FIGURES]
+        table = row["paper_table"].removeprefix(FAIRIF)
+        rows.append([row["method"], f"Table {table}, {row['paper_row']}", *cells])
+    text = aligned(
+        ["method", "the paper's row", *(TITLES[name] for name in FAIRIF_FIGURES)], rows
+    )
+    if "*" in text:
+        text += f"\n\\* impossible as printed ({IMPOSSIBLE}): not compared with, and no target.\n"
+    return text
+
+
 def _paired_section(paired: pd.DataFrame) -> str:
     rows = [
         [row["method"], str(row["pairs"]),
          *(f"{number(row[f'{name}_difference'], sign=True)} "
            f"[{number(row[f'{name}_low'], sign=True)}, {number(row[f'{name}_high'], sign=True)}]"
-           for name in TABLE_FIGURES)]
+           for name in SEED_FIGURES)]
         for row in paired.to_dict("records")
     ]
-    return aligned(["method", "pairs", *(TITLES[name] for name in TABLE_FIGURES)], rows)
+    return aligned(["method", "pairs", *(TITLES[name] for name in SEED_FIGURES)], rows)
 
 
 def latex(frame: pd.DataFrame) -> str:

@@ -7,14 +7,14 @@ Columns of `collect` and summary.csv, all figures in percent:
     <metric>_table            over seeds the way the paper computes its tables (metrics.table_style)
     <metric>_mean, _std       mean and sample standard deviation of each seed's own figure
     g00 g01 g10 g11, n00 ...  accuracy of the cell (y, a) averaged over seeds, and its test images
-    paper_*, difference_*     the paper's row, and <metric>_table minus it
+    paper_*, difference_*     the paper's row, and <metric>_table minus it; paper_note says where
+                              its figures are impossible (then nothing is compared with them)
 <metric> is acc, wst, eo_worst, eo_mean, std, ad, aod or eod. Two ways to average and two
 definitions of equalized odds are in use, so no column is called plain `wst` or `eo`.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -25,15 +25,15 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy.stats import t as student_t
 
-from utils import table_text
+from utils import relative, row_settings, table_text
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.metrics import CELLS, from_json, summary, table_style
 from utils.options import ArgumentParser
+from utils.paper import CELL_FIGURES, IMPOSSIBLE, eo_definition, impossible, paper_row
+from utils.paper import FIGURES as PAPER_FIGURES
 
-PAPER_TABLE = Path(__file__).parent.parent / "paper_tables" / "aim_fair.csv"
 FIGURES = tuple(table_text.TITLES)  # every metric, in the order of the columns
-PAPER_FIGURES = ("acc", "wst", "eo", "std")  # the paper's columns; its `eo` is one of our two
 
 
 class Paired(NamedTuple):
@@ -154,60 +154,25 @@ def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {tuple(config.get(key) for key in keys) for config in configs}
     if len(wanted) > 1:
         raise UserError(f"the seeds in {runs[0].parent} differ in {', '.join(keys)}; separate them")
-    figures = dict.fromkeys((*PAPER_FIGURES, "g00", "g01", "g10", "g11"), math.nan)
-    labels: dict[str, Any] = {"paper_table": None, "paper_row": None, "paper_eo_definition": None}
+    figures = dict.fromkeys((*PAPER_FIGURES, *CELL_FIGURES), math.nan)
+    labels: dict[str, Any] = dict.fromkeys(
+        ("paper_table", "paper_row", "paper_eo_definition", "paper_note")
+    )
     table, row, *where = wanted.pop() if wanted else (None,) * len(keys)
     if table is not None and row is not None:
         figures |= paper_row(str(table), row, *where)
         definition = eo_definition(str(table), row)
-        labels = {"paper_table": str(table), "paper_row": row, "paper_eo_definition": definition}
+        note = f"impossible: {IMPOSSIBLE}" if impossible(figures) else None
+        labels = {"paper_table": str(table), "paper_row": row, "paper_eo_definition": definition,
+                  "paper_note": note}
     eo = {"worst": "eo_worst", "mean": "eo_mean"}.get(labels["paper_eo_definition"])
     ours_by_name = {name: ours[f"{eo if name == 'eo' else name}_table"]
                     for name in PAPER_FIGURES if name != "eo" or eo}
     difference = {f"difference_{name}": ours_by_name.get(name, math.nan) - figures[name]
                   for name in PAPER_FIGURES}
+    if labels["paper_note"]:
+        difference |= dict.fromkeys(("difference_aod", "difference_eod"), math.nan)
     return labels | {f"paper_{name}": value for name, value in figures.items()} | difference
-
-
-def paper_row(
-    table: str, row: str, dataset: str | None, target: str | None, protected: str | None
-) -> dict[str, float]:
-    """{acc, wst, eo, std, g00, g01, g10, g11} in percent as the paper prints them, NaN if not.
-
-    table, row: as in paper_tables/aim_fair.csv ("3", "AIM-Fair"). dataset, target and protected
-    may be None where the first two are enough. Raises UserError unless exactly one row fits.
-    """
-    rows = _paper_table()
-    if table.split()[0] in ("1", "2"):
-        row = {"Baseline (ERM)": "ERM"}.get(row, row)  # the same method under another name
-    given = {"table": table, "row": row, "dataset": dataset, "target": target,
-             "protected": protected}
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
-        rows = rows[rows[name] == value]
-    if len(rows) != 1:
-        raise UserError(
-            f"{len(rows)} rows of paper_tables/aim_fair.csv fit {given}; correct paper_table and "
-            "paper_row in config.json"
-        )
-    return rows.iloc[0][[*PAPER_FIGURES, "g00", "g01", "g10", "g11"]].astype(float).to_dict()
-
-
-def eo_definition(table: str, row: str) -> str:
-    """"worst", "mean" or "not stated": which equalized odds difference a paper row holds.
-
-    Only Table 8 fits equation 9 (the mean); the other four-cell rows fit the larger difference.
-    The competitors of Tables 1 and 2 come from another pipeline, without their group accuracies.
-    """
-    number = table.split()[0]
-    if number == "8":
-        return "mean"
-    return "not stated" if number in ("1", "2") and row != "AIM-Fair" else "worst"
-
-
-@functools.cache
-def _paper_table() -> pd.DataFrame:
-    return pd.read_csv(PAPER_TABLE, dtype={"table": str})
 
 
 def differences(setting_dir: str | Path, baseline: str) -> pd.DataFrame:
@@ -233,14 +198,18 @@ def differences(setting_dir: str | Path, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _selections(setting_dir: Path) -> str:
+def _configs(setting_dir: Path) -> dict[str, dict[str, Any]]:
+    """{method: config.json of its first seed}, where there is one."""
+    paths = {method: next(iter(seeds.values())) / "config.json"
+             for method, seeds in run_folders(setting_dir).items()}
+    return {method: read_json(path) for method, path in paths.items() if path.exists()}
+
+
+def _selections(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """One line a row that utils.best has chosen from others: which, and by what rule."""
-    lines = []
-    for method, seeds in run_folders(setting_dir).items():
-        path = next(iter(seeds.values())) / "config.json"
-        if path.exists() and (s := read_json(path).get("selected")):
-            lines.append(f"\n{method} is {s['row']}, of {', '.join(s['from'])}: {s['rule']}.\n")
-    return "".join(lines)
+    chosen = {method: c["selected"] for method, c in configs.items() if c.get("selected")}
+    return "".join(f"\n{method} is {s['row']}, of {', '.join(s['from'])}: {s['rule']}.\n"
+                   for method, s in chosen.items())
 
 
 def write_summary(
@@ -254,9 +223,15 @@ def write_summary(
         setting_dir.resolve().name, frame, unfinished=unfinished(setting_dir),
         baseline=baseline, paired=paired,
     )
-    text += _selections(setting_dir)
+    configs = _configs(setting_dir)
+    text += row_settings.sentences(configs) + _selections(configs)
+    changes = relative.relative_changes(setting_dir, frame)
+    text += relative.section(changes)
     csv = frame.to_csv(index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n")
     write_atomic(setting_dir / "summary.csv", csv)
+    if not changes.empty:
+        csv = changes.to_csv(index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n")
+        write_atomic(setting_dir / "relative_change.csv", csv)
     write_atomic(setting_dir / "summary.md", text)
     if latex:
         write_atomic(setting_dir / "summary.tex", table_text.latex(frame))

@@ -37,7 +37,7 @@ def losses_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor
 
 
 class Debiasing(Method):
-    """A method without protected labels; `options` are its hyper-parameters, complete.
+    """A method trained in one loop; `options` are its hyper-parameters, complete.
 
     defaults: hyper-parameter -> the paper's value; ranges: hyper-parameter -> (lowest, highest).
     """
@@ -47,11 +47,11 @@ class Debiasing(Method):
     needs_edits = False  # of the training images, `settings.edited`
     defaults: dict[str, int | float] = {}
     ranges: dict[str, tuple[float, float]] = {}
-    paper_row: str  # its name in paper_tables/aim_fair.csv
+    paper_row: str | None  # its name in paper_tables/aim_fair.csv
 
-    def __init__(self, model: nn.Module, recipe, *, options: dict, autocast=None):
+    def __init__(self, model: nn.Module, recipe, *, options: dict, autocast=None, compiled=False):
         self.options = options
-        super().__init__(model, recipe, autocast=autocast)
+        super().__init__(model, recipe, autocast=autocast, compiled=compiled)
 
     @classmethod
     def prepare(
@@ -59,6 +59,11 @@ class Debiasing(Method):
     ) -> tuple[dict[str, Any], ImageTable, list[dict]]:
         """What precedes the training: (further arguments of __init__, training set, log)."""
         return {}, data.real, []
+
+    @classmethod
+    def batches(cls, data: Data, train: ImageTable):
+        """The loader of the training; protected labels for a method that declares "train"."""
+        return data.loader(train, train=True, attributes=cls.uses_attributes == "train")
 
     @classmethod
     def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
@@ -70,10 +75,11 @@ class Debiasing(Method):
         arguments, train, log = cls.prepare(data, settings, seed, folder, options)
         model = new_model(settings, seed)
         method = cls(
-            model, settings.pretrain, options=options, autocast=settings.autocast, **arguments
+            model, settings.pretrain, options=options, autocast=settings.autocast,
+            compiled=settings.compile, **arguments,
         )
         val = data.loader(data.val, train=False) if data.val is not None else None
-        log = log + fit(method, data.loader(train, train=True), val, folder, "train")
+        log = log + fit(method, cls.batches(data, train), val, folder, "train")
         model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))
         return method, log, None
 
@@ -89,7 +95,9 @@ def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int)
         folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
         recipe = replace(settings.pretrain, epochs=epochs)
-        method = Method(new_model(settings, seed), recipe, autocast=settings.autocast)
+        method = Method(
+            new_model(settings, seed), recipe, autocast=settings.autocast, compiled=settings.compile
+        )
         fit(method, data.loader(data.real, train=True), None, folder, "reference")
         buffer = io.BytesIO()
         np.save(buffer, logits_of(method, data.loader(data.real, train=False)))

@@ -35,7 +35,7 @@ class CVaRDRO(Debiasing):
     def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         _, x, y, _ = batch
         with self.precision(x):
-            loss = cvar(losses_of(self.model, x, y), self.options["alpha"])
+            loss = cvar(losses_of(self.network, x, y), self.options["alpha"])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datasets.base import ImageTable
 from datasets.mixing import Data
-from models.backbones import load_weights
+from models.backbones import load_weights, output_layer
 from models.debiasing.base import Debiasing
 from models.debiasing.edits import pair_loader
 from models.method import Method
@@ -21,11 +21,6 @@ from models.strategies import new_model
 from utils.engine import fit
 from utils.files import remove_leftovers
 from utils.runs import read_log
-
-
-def output_layer(model: nn.Module) -> str:
-    """Name of the linear layer that gives the logit: the last one of the network."""
-    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
 
 
 def encoder_of(model: nn.Module) -> tuple[nn.Module, int]:

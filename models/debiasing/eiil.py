@@ -121,7 +121,7 @@ class EIIL(InferredEnvironments):
     def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
-            means = group_means(losses_of(self.model, x, y), self.environments[index], 2)
+            means = group_means(losses_of(self.network, x, y), self.environments[index], 2)
         raised = self.weights * torch.exp(self.options["group_step"] * means.detach())
         self.weights = raised / raised.sum()
         loss = self.weights @ means

@@ -79,7 +79,10 @@ class LfF(Debiasing):
 
     def setup(self) -> None:
         super().setup()
-        self.biased = Method(self.biased_model, self.recipe, autocast=self.autocast)
+        self.biased = Method(
+            self.biased_model, self.recipe, autocast=self.autocast,
+            compiled=self.network is not self.model,
+        )
         for part in (self, self.biased):
             part.optimizer = torch.optim.Adam(
                 part.model.parameters(), lr=self.options["lr"],
@@ -97,8 +100,8 @@ class LfF(Debiasing):
     def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
-            logits_b = self.biased_model(x).squeeze(1).float()
-            logits_d = self.model(x).squeeze(1).float()
+            logits_b = self.biased.network(x).squeeze(1).float()
+            logits_d = self.network(x).squeeze(1).float()
         losses_d = F.binary_cross_entropy_with_logits(logits_d, y.float(), reduction="none")
         with torch.no_grad():
             losses_b = F.binary_cross_entropy_with_logits(logits_b, y.float(), reduction="none")

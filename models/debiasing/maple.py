@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from datasets.loader import send
 from models.debiasing.base import losses_of
 from models.debiasing.eiil import EIIL, InferredEnvironments, group_means
 
@@ -104,7 +105,7 @@ class MAPLE(InferredEnvironments):
         index, x, y, _ = batch
         options, environments = self.options, self.environments[index]
         # Drawn on the CPU, whose generator the engine's checkpoints hold.
-        noise = torch.rand(len(index)).clamp(1e-6, 1 - 1e-6).to(x.device)
+        noise = send(torch.rand(len(index)).clamp(1e-6, 1 - 1e-6), x.device)
         s = self.keep[index].requires_grad_(True)
         mask = sample_mask(s, noise, options["temperature"])
         with self.precision(x):

@@ -56,7 +56,7 @@ def gap_gradients(
     """The relaxed TPR and TNR gaps, float [2], and their gradients, float [2, P].
 
     batches: the validation samples with protected labels. Raises UserError where a cell (y, a) is
-    missing.
+    missing, for a model whose outputs are not finite, and where a gap has no gradient.
     """
     y, a = (torch.cat([batch[i] for batch in batches]) for i in (2, 3))
     check_groups(y, a)
@@ -73,6 +73,13 @@ def gap_gradients(
             piece = by_logit[:, start : start + len(labels)]
             gradients = gradients + vmap(lambda row, pull=pull: flatten(pull(row)[0]))(piece)
             start += len(labels)
+    if not (bool(gaps.isfinite().all()) and bool(gradients.isfinite().all())):
+        raise UserError("the model's outputs on the validation set are not finite; train it again")
+    if not bool((gradients != 0).any(dim=1).all()):
+        raise UserError(
+            "the relaxed TPR or TNR gap does not depend on the weights (every validation sample "
+            f"is saturated): raise the temperature, now {relaxation.temperature:g}"
+        )
     return gaps.detach(), gradients
 
 
@@ -121,16 +128,9 @@ def influence(
 
     curvature: the batches whose mean loss defines H, by default `train`. names: only these
     parameters or modules move. inverse: settings of `hessian.inverse_hvp`. Raises UserError as it
-    does, for a missing validation group, and for a model whose outputs are not finite.
+    and `gap_gradients` do.
     """
     gaps, gradients = gap_gradients(model, val, relaxation, names)
-    if not (bool(gaps.isfinite().all()) and bool(gradients.isfinite().all())):
-        raise UserError("the model's outputs on the validation set are not finite; train it again")
-    if not bool((gradients != 0).any(dim=1).all()):
-        raise UserError(
-            "the relaxed TPR or TNR gap does not depend on the weights (every validation sample "
-            f"is saturated): raise the temperature, now {relaxation.temperature:g}"
-        )
     solved = inverse_hvp(model, curvature or train, gradients, names=names, **inverse)
     scores = -loss_derivatives(model, train, solved.value, names)
     if not bool(scores.isfinite().all()):

@@ -1,14 +1,14 @@
 """FairIF as a method of train.py: group labels are read on the validation images only.
 
-Stage one is the ERM model that every strategy of the setting and seed shares; from it come the
-weights, kept in reference/ of the run folder. Stage two is the same training from the same start
-with those weights, so that with eps = 0 it is ERM bit for bit.
+Stage one is the ERM model that every strategy of the setting and seed shares, and the influence of
+its training images, kept beside it for every row that asks for the same (another lambda, the
+shuffled control). From both come a run's weights, in its folder. Stage two is the same training
+from the same start with those weights, so that with eps = 0 it is ERM bit for bit.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets.base import ImageTable
 from datasets.mixing import Data
+from datasets.subsets import draw_cells
 from models import backbones
-from models.fairif.fairif import Settings, reweight
 from models.fairif.hessian import Batch, evaluation
-from models.fairif.relaxation import Relaxation
+from models.fairif.influence import Influence, influence
+from models.fairif.relaxation import Relaxation, check_groups
+from models.fairif.reweight import closed_form, sample_weights, shuffled
 from models.method import Method
 from models.strategies import new_model, pretrain
 from utils.engine import PREEMPTION, fit
 from utils.errors import UserError
-from utils.files import remove_leftovers, write_atomic, write_json
+from utils.files import write_atomic, write_json
+from utils.runs import claim, exclusive, fingerprint, finish, read_record
 
 PIECE = 64  # images at once: forward mode and its transpose keep the activations of all of them
 
@@ -75,19 +79,22 @@ class FairIF(Method):
     defaults: `strength` is the paper's lambda. `temperature`: of the sigmoid relaxation.
     `damping`, `cg_steps`, `curvature_images`: Gauss-Newton products over that many training images
     drawn by the seed. `last_tensors`: only so many of the last parameter tensors move in the
-    influence (ResNet-18: 2 is fc, 17 layer4 and fc); 0 is all.
+    influence (ResNet-18: 2 is fc, 17 layer4 and fc); 0 is all. `validation_share`: of each cell of
+    the validation images, drawn by the seed, whose group labels are used (Table 11); the epoch is
+    chosen on all of them, which needs no group labels.
     """
 
     uses_attributes = "validation"
     needs_synthetic = False
-    paper_row = None  # not a row of AIM-Fair's tables
+    paper_row: str | None = "FairIF"
     defaults = {
         "strength": 0.1, "temperature": 0.3, "damping": 0.01, "cg_steps": 30,
-        "curvature_images": 500, "last_tensors": 0,
+        "curvature_images": 500, "last_tensors": 0, "validation_share": 1.0,
     }
     ranges = {
         "strength": (0, 10**6), "temperature": (1e-3, 100), "damping": (0, 10**6),
         "cg_steps": (1, 10**4), "curvature_images": (1, 10**7), "last_tensors": (0, 10**4),
+        "validation_share": (1e-3, 1.0),
     }
 
     def __init__(self, model, recipe, *, weights: Tensor, autocast=None):
@@ -106,61 +113,144 @@ class FairIF(Method):
         self.optimizer.step()
         return loss.detach()
 
+    @staticmethod
+    def deal(eps: Tensor, seed: int) -> Tensor:
+        """Which sample gets which eps, float64 [n]: each its own."""
+        return eps
+
+    @classmethod
+    def weigh(
+        cls, erm, data: Data, settings, seed: int, folder: Path, shared: Path
+    ) -> tuple[Tensor, dict]:
+        """(n times the weights of the n training images, float64 [n]; how they came about)."""
+        options = cls.defaults | settings.options
+        found, record = shared_influence(erm, data, settings, seed, options, shared)
+        eps = cls.deal(closed_form(found.scores, found.gaps, options["strength"]), seed)
+        clipped = sample_weights(eps).clipped
+        count = len(eps)
+        # 1 + n eps and not n (1/n + eps), whose rounding would keep eps = 0 from being ERM
+        weights = (1 + count * eps).clamp(min=0)
+        return weights, record | {
+            "predicted": (found.gaps + found.scores @ (weights - 1) / count).tolist(),
+            "clipped": clipped, "eps_rms_times_n": (eps.norm() * math.sqrt(count)).item(),
+        }
+
     @classmethod
     def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
         """(method holding the kept model, log, None): the interface of Strategy.run.
 
-        Raises UserError without validation images, and as `fairif.reweight` does.
+        folder: gets weights.npy (n times the weights of the n training images, float64 [n], in the
+        order of train.csv) and influence.json. Raises UserError without validation images, and as
+        `influence` and `closed_form` do.
         """
         if data.val is None:
-            raise UserError("FairIF needs validation images with group labels: --val official")
-        options = cls.defaults | settings.options
+            raise UserError(
+                f"{cls.__name__} needs validation images with group labels: --val official"
+            )
         erm, log = pretrain(data, settings, seed, shared)
-        stage = folder / "reference"
-        if not (stage / "weights.npy").exists():
-            stage.mkdir(exist_ok=True)
-            remove_leftovers(stage)
-            weights, record = image_weights(erm, data, settings, seed, options)
-            write_json(stage / "influence.json", record)
-            buffer = io.BytesIO()
-            np.save(buffer, weights)
-            write_atomic(stage / "weights.npy", buffer.getbuffer())
-        weights = torch.from_numpy(np.load(stage / "weights.npy")).float().to(settings.device)
-        log[-1] |= json.loads((stage / "influence.json").read_text())
+        weights, record = cls.weigh(erm, data, settings, seed, folder, shared)
+        write_array(folder / "weights.npy", weights.numpy())
+        write_json(folder / "influence.json", record)
+        log[-1] |= record
         model = new_model(settings, seed)
-        method = cls(model, settings.pretrain, weights=weights, autocast=settings.autocast)
+        method = cls(
+            model, settings.pretrain, weights=weights.float().to(settings.device),
+            autocast=settings.autocast,
+        )
         val = data.loader(data.val, train=False)
         log = log + fit(method, data.loader(data.real, train=True), val, folder, "reweighted")
         model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))
         return method, log, None
 
 
-def image_weights(model, data: Data, settings, seed: int, options: dict) -> tuple:
-    """(n times the weights of the n training images, float64 [n]; a record of how they came about).
+class FairIFShuffled(FairIF):
+    """The control: FairIF's eps on other samples, which shows whether their choice does the work.
 
-    Raises UserError as `fairif.reweight` does.
+    The influence is FairIF's own of the same setting and seed, and the seed shuffles.
     """
-    names = tuple(backbones.parameter_names(model)[-options["last_tensors"] :])
-    held = min(options["curvature_images"], len(data.real))
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.real))[:held])
-    curvature = Held(Passes(data.loader(data.real.take(rows), train=False)))
-    norm = gradient_norm(model, curvature)
-    found = reweight(
+
+    paper_row = None
+    deal = staticmethod(shuffled)
+
+
+def shared_influence(
+    model, data: Data, settings, seed: int, options: dict, shared: Path
+) -> tuple[Influence, dict]:
+    """`image_influence`, computed once for a setting, seed and `options` without the lambda.
+
+    Kept in a folder below `shared` that its configuration names, as the pre-trained model is.
+    """
+    used = {key: value for key, value in options.items() if key != "strength"}
+    config = settings.pretrain_config | used | {"seed": seed, "real": settings.digests["real"]}
+    folder = shared / f"influence_seed{seed}_{fingerprint(config)}"
+    with exclusive(folder, PREEMPTION.check):
+        whole = all((folder / name).exists() for name in ("scores.npy", "influence.json"))
+        if not (claim(folder, config) and whole):
+            found, norm = image_influence(model, data, settings, seed, options)
+            write_array(folder / "scores.npy", found.scores.numpy())
+            write_json(folder / "influence.json", {
+                "gaps": found.gaps.tolist(), "residual": found.residual.tolist(),
+                "gradient_norm": norm,
+            })
+        finish(folder)
+        record = read_record(folder / "influence.json", "gaps", "residual", "gradient_norm")
+        gaps, residual = (torch.tensor(record[key], dtype=torch.float64)
+                          for key in ("gaps", "residual"))
+        scores = torch.from_numpy(read_array(folder / "scores.npy", (2, len(data.real))))
+    return Influence(scores, gaps, residual), record
+
+
+def image_influence(
+    model, data: Data, settings, seed: int, options: dict
+) -> tuple[Influence, float]:
+    """Influence of the n training images on both gaps, and the gradient norm of stage one over
+    the curvature's images. Raises UserError as `influence` does."""
+    names, curvature = moving_parts(model, data, seed, options)
+    val = validation_images(data.val, options["validation_share"], seed)
+    found = influence(
         model,
         Passes(data.loader(data.real, train=False)),
-        Passes(data.loader(data.val, train=False, attributes=True)),
-        Settings(
-            Relaxation("sigmoid", options["temperature"]), options["strength"],
-            damping=options["damping"], steps=options["cg_steps"],
-            names=names if options["last_tensors"] else None,
-        ),
-        curvature,
+        Passes(data.loader(val, train=False, attributes=True)),
+        Relaxation("sigmoid", options["temperature"]),
+        names=names, curvature=curvature,
+        damping=options["damping"], steps=options["cg_steps"],
     )
-    count = len(data.real)
-    record = {
-        "gaps": found.influence.gaps.tolist(), "predicted": found.predicted.tolist(),
-        "residual": found.influence.residual.tolist(), "clipped": found.clipped,
-        "eps_rms_times_n": (found.eps.norm() * math.sqrt(count)).item(), "gradient_norm": norm,
-    }
-    # 1 + n eps and not n (1/n + eps), whose rounding would keep eps = 0 from being ERM
-    return (1 + count * found.eps).clamp(min=0).numpy(), record
+    return found, gradient_norm(model, curvature)
+
+
+def moving_parts(
+    model, data: Data, seed: int, options: dict
+) -> tuple[tuple[str, ...] | None, Held]:
+    """(names of the tensors that move, None for all; batches whose mean loss is the curvature's),
+    from options["last_tensors"] and options["curvature_images"]."""
+    last, count = options["last_tensors"], min(options["curvature_images"], len(data.real))
+    names = tuple(backbones.parameter_names(model)[-last:]) if last else None
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.real))[:count])
+    return names, Held(Passes(data.loader(data.real.take(rows), train=False)))
+
+
+def validation_images(val: ImageTable, share: float, seed: int) -> ImageTable:
+    """That share of each cell (y, a), rounded, drawn by the seed; a smaller one is part of a
+    larger one. All of them, in their order, where share is 1. UserError where a cell is empty."""
+    counts = {cell: round(share * count) for cell, count in val.counts().items()}
+    drawn = draw_cells(val, counts, seed)
+    check_groups(torch.from_numpy(drawn.y), torch.from_numpy(drawn.a))
+    return drawn
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """np.save, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getbuffer())
+
+
+def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float64 array of that shape. UserError where the file is damaged or holds another."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = None
+    if array is None or array.shape != shape or array.dtype != np.float64:
+        raise UserError(f"{path} is damaged; delete the folder {path.parent}: it is made again")
+    return array

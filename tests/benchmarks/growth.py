@@ -5,9 +5,10 @@
 images      decoding the store once, an epoch of training batches, an epoch of ERM on them
 seeds       ERM with 1, 2, 4 seeds through train.py, the store decoded once for all
 parameters  a training step of ResNet-18, -34, -50
-Every row is measured in processes of its own, one a repeat, and is a median; memory is the
+Every row is measured in a process of its own and is the median of its repeats; memory is the
 process's peak (on a GPU what torch allocated at its peak). The last column is the exponent b of
-cost ~ size^b from row to row: 1 is proportional, below 1 a fixed part is shared.
+cost ~ size^b from row to row: 1 is proportional, below 1 a fixed part is shared. Nothing is
+compiled. About 4 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import torch
+os.environ.setdefault("TQDM_DISABLE", "1")  # no bars between the tables; torch reads it
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-os.environ.setdefault("TQDM_DISABLE", "1")  # no bars between the tables
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import loader as loader_benchmark  # noqa: E402
-from paired import print_table, seconds  # noqa: E402
+from paired import machine, print_table, seconds  # noqa: E402
 
 import train  # noqa: E402
 from datasets.base import Splits  # noqa: E402
@@ -44,7 +46,8 @@ from models.method import Method  # noqa: E402
 from utils.engine import Recipe  # noqa: E402
 from utils.runs import list_digest  # noqa: E402
 
-SIZES = {"images": (1000, 2000, 4000), "seeds": (1, 2, 4), "parameters": (18, 34, 50)}
+SIZES = {"images": (150, 300, 600), "seeds": (1, 2, 4), "parameters": (18, 34, 50)}
+ON_GPU = SIZES | {"images": (5000, 10000, 20000)}
 QUICK = {"images": (32, 64), "seeds": (1, 2), "parameters": (18, 34)}
 
 
@@ -79,7 +82,7 @@ def images(count: int, flags: argparse.Namespace, folder: Path) -> dict[str, flo
 
 def seeds(count: int, flags: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Seconds of `count` seeds of ERM, one epoch each, from decoding to the run folders."""
-    size = SIZES["images"][0] if not flags.quick else 32
+    size = sizes_of("images", flags)[0]
     faces = loader_benchmark.make_jpegs(folder, 3 * size)
     splits = Splits(*(faces.take(range(i * size, (i + 1) * size)) for i in range(3)))
     given = ["--methods", "erm", "--pretrained", "none", "--pretrain-epochs", 1, "--device"]
@@ -111,12 +114,21 @@ def parameters(depth: int, flags: argparse.Namespace, folder: Path) -> dict[str,
 WORK = {"images": images, "seeds": seeds, "parameters": parameters}
 
 
+def sizes_of(what: str, flags: argparse.Namespace) -> tuple[int, ...]:
+    if flags.quick:
+        return QUICK[what]
+    return (ON_GPU if flags.device.startswith("cuda") else SIZES)[what]
+
+
 def measure(what: str, size: int, flags: argparse.Namespace) -> dict[str, float]:
-    """One row's figures in this process, its peak memory among them."""
+    """One row's medians in this process, its peak memory among them."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.cores])
     torch.set_num_threads(flags.cores)
-    with tempfile.TemporaryDirectory() as folder:
-        measured = WORK[what](size, flags, Path(folder))
+    runs = []
+    for _ in range(flags.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(WORK[what](size, flags, Path(folder)))
+    measured = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     if flags.device.startswith("cuda"):
         return measured | {"peak, MB": torch.cuda.max_memory_allocated() / 1e6}
     return measured | {"peak, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
@@ -129,14 +141,13 @@ def rows_of(what: str, flags: argparse.Namespace) -> list[list[object]]:
     rows: list[list[object]] = []
     before: dict[str, float] | None = None
     with ProcessPoolExecutor(**alone, mp_context=spawn) as pool:
-        for size in (QUICK if flags.quick else SIZES)[what]:
-            runs = [pool.submit(measure, what, size, flags).result() for _ in range(flags.repeats)]
-            row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for size in sizes_of(what, flags):
+            measured = pool.submit(measure, what, size, flags).result()
             # a network's size is its number of parameters, not of layers
-            row["size"] = row.get("millions of parameters", size)
-            rows.append([size, *(row[name] for name in runs[0]), _exponents(before, row)])
+            row = measured | {"size": measured.get("millions of parameters", size)}
+            rows.append([size, *measured.values(), _exponents(before, row)])
             before = row
-    return [["size", *runs[0], "exponents"], *rows]
+    return [["size", *measured, "exponents"], *rows]
 
 
 def _exponents(before: dict[str, float] | None, row: dict[str, float]) -> str:
@@ -150,19 +161,20 @@ def _exponents(before: dict[str, float] | None, row: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", nargs="+", default=list(WORK), choices=list(WORK))
-    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     flags = parser.parse_args()
     if flags.quick:
         flags.image_size, flags.batch_size, flags.repeats = 32, 16, 1
+    torch.set_num_threads(flags.cores)
+    print(machine(torch.device(flags.device)))
     print(
-        f"{flags.device}, {flags.cores} core(s), {flags.image_size} px, batches of "
-        f"{flags.batch_size}, medians of {flags.repeats} processes; exponents of the seconds from "
-        "row to row\n"
+        f"{flags.image_size} px, batches of {flags.batch_size}, medians of {flags.repeats} runs; "
+        "exponents of the seconds from row to row\n"
     )
     for what in flags.what:
         print(f"growth with {what}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,20 @@ def ratio(times: Times, name: str, baseline: str) -> float:
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
+def machine(device: torch.device) -> str:
+    """One line on what was measured: the processor or GPU, the cores in use, torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+        if os.path.exists("/proc/cpuinfo"):
+            with open("/proc/cpuinfo") as lines:
+                models = [line.split(":")[1].strip() for line in lines if "model name" in line]
+            name = models[0] if models else name
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{name}, {cores}, torch {torch.__version__}"
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix multiplication, the best of five."""
     side = 8192 if device.type == "cuda" else 1024
@@ -49,9 +65,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """An aligned markdown table: first column left, the others right; floats with 3 digits."""
-    text = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+    text = [[_digits(cell) if isinstance(cell, float) else str(cell) for cell in row]
             for row in (header, *rows)]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

@@ -5,7 +5,8 @@
 one adversary per class behind a gradient reversal, every NLL weighted by the inverse frequency of
 its label (of a within y = j for the adversaries). On a logistic regression the features are the
 inputs: no gradient reaches anything the two terms share, and CFair is the class-balanced logistic
-regression, which is fitted exactly.
+regression, which is fitted exactly. Where a problem has a recipe, classifier and adversaries are
+trained by it and not by the settings below, mu excepted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fairif.problem import Problem
+from models.fairif.training import pick
 from utils.errors import UserError
 
 MU = 10.0  # weight of the adversaries; Adadelta, its rate, epochs and batch: the paper's Adult
@@ -46,6 +48,15 @@ def balanced_weights(labels: Tensor) -> Tensor:
     return (len(labels) / (2 * counts.double()))[labels]
 
 
+def label_weights(y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """`balanced_weights` of y, and of a within each class, float64 [n] each; y, a: int64 [n]."""
+    by_class = balanced_weights(y)
+    by_group = torch.empty_like(by_class)
+    for j in (0, 1):
+        by_group[y == j] = balanced_weights(a[y == j])
+    return by_class, by_group
+
+
 def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Tensor:
     """Mean over the classes in the batch of the weighted NLL of a; a missing class has no term.
 
@@ -63,30 +74,43 @@ def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Ten
     return torch.stack(terms).mean()
 
 
+def objective(
+    logits: Tensor, hostile: Tensor, y: Tensor, a: Tensor, by_class: Tensor, by_group: Tensor,
+    mu: float,
+) -> Tensor:
+    """What a step minimises on m samples: the weighted NLL of y + mu * `adversary_loss`.
+
+    logits: float [m]; hostile: float [m, 2], the adversaries' logits on reversed features; y, a:
+    int64 [m]; by_class, by_group: the samples' `label_weights`, float [m].
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
+    own = (by_class * losses).sum() / by_class.sum()
+    return own + mu * adversary_loss(hostile, y, a, by_group)
+
+
 def train(problem: Problem, mu: float = MU, epochs: int = EPOCHS, batch: int = BATCH) -> nn.Module:
     """The classifier; on a logistic regression the class-balanced fit. Errors: balanced_weights."""
     x, y, a = problem.train.x, problem.train.y, problem.train.a
-    by_class = balanced_weights(y).to(x)
-    by_group = torch.empty_like(by_class)
-    for j in (0, 1):
-        by_group[y == j] = balanced_weights(a[y == j]).to(x)
     model = problem.build()
+    by_class, by_group = (part.to(model[-1].weight) for part in label_weights(y, a))
     if problem.convex:
         return problem.fit(model, x, y, by_class / len(y))
-    adversaries = nn.Linear(model[-1].in_features, 2).to(x)
+    adversaries = nn.Linear(model[-1].in_features, 2).to(by_class)
+
+    def loss(rows: Tensor) -> Tensor:
+        hidden = model[:-1](pick(x, rows))
+        return objective(
+            model[-1](hidden).squeeze(1), adversaries(Reverse.apply(hidden)),
+            y[rows], a[rows], by_class[rows], by_group[rows], mu,
+        )
+
+    if problem.recipe:
+        return problem.minimise(model, loss, len(y), adversaries.parameters())
     parameters = [*model.parameters(), *adversaries.parameters()]
     optimizer = torch.optim.Adadelta(parameters, lr=LR)
     for rows in problem.batches(batch, epochs):
-        hidden = model[:-1](x[rows])
-        losses = F.binary_cross_entropy_with_logits(
-            model[-1](hidden).squeeze(1), y[rows].to(x), reduction="none"
-        )
-        own = (by_class[rows] * losses).sum() / by_class[rows].sum()
-        hostile = adversary_loss(
-            adversaries(Reverse.apply(hidden)), y[rows], a[rows], by_group[rows]
-        )
         optimizer.zero_grad()
-        (own + mu * hostile).backward()
+        loss(rows).backward()
         optimizer.step()
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise UserError("CFair: the training diverged; lower mu")

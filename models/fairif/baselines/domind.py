@@ -12,19 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from models.fairif.problem import Problem
+from models.fairif.training import pick
 from utils.errors import UserError
 
 
-class OwnHead(nn.Module):
-    """x [N, ...] -> the logit [N, 1] of each sample's own head, for one fixed set of samples."""
+def check_domains(a: Tensor) -> None:
+    """Raise UserError unless both domains occur in a, int64 [n]."""
+    if not bool((a == 0).any() and (a == 1).any()):
+        raise UserError("DOMIND: the training set has samples of one protected group only")
 
-    def __init__(self, features: nn.Module, heads: nn.Linear, a: Tensor):
-        super().__init__()
-        self.features, self.heads = features, heads
-        self.a = a
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.heads(self.features(x)).gather(1, self.a[:, None])
+def two_heads(head: nn.Linear) -> nn.Linear:
+    """A layer with one logit a domain, both of which start where the single head is."""
+    heads = nn.Linear(head.in_features, 2).to(head.weight)
+    with torch.no_grad():
+        heads.weight.copy_(head.weight.expand(2, -1))
+        heads.bias.copy_(head.bias.expand(2))
+    return heads
+
+
+def own_logits(logits: Tensor, a: Tensor) -> Tensor:
+    """The logit [B] of each sample's own head; logits: float [B, 2]; a: int64 [B]."""
+    return logits.gather(1, a[:, None]).squeeze(1)
 
 
 class SumOfProbabilities(nn.Module):
@@ -44,13 +53,12 @@ class SumOfProbabilities(nn.Module):
 def train(problem: Problem) -> nn.Module:
     """Both heads and their features, by `problem.fit`. Raises UserError where a domain is empty."""
     x, y, a = problem.train.x, problem.train.y, problem.train.a
-    if not bool((a == 0).any() and (a == 1).any()):
-        raise UserError("DOMIND: the training set has samples of one protected group only")
+    check_domains(a)
     model = problem.build()
-    features, head = model[:-1], model[-1]
-    heads = nn.Linear(head.in_features, 2).to(x)
-    with torch.no_grad():  # both start where the single head would
-        heads.weight.copy_(head.weight.expand(2, -1))
-        heads.bias.copy_(head.bias.expand(2))
-    problem.fit(OwnHead(features, heads, a), x, y, problem.uniform())
-    return SumOfProbabilities(features, heads)
+    features, heads = model[:-1], two_heads(model[-1])
+
+    def own_head(rows: Tensor | None) -> Tensor:
+        return own_logits(heads(features(pick(x, rows))), pick(a, rows))
+
+    model = SumOfProbabilities(features, heads)
+    return problem.fit(model, x, y, problem.uniform(), own_head)

@@ -8,11 +8,12 @@ u^T x:
 
 and the model is trained again with weights (1 - x_i) / n. The reference needs a commercial solver,
 here it is scipy's HiGHS. On networks the inverse Hessian is a conjugate-gradient solution with
-Gauss-Newton products, as FairIF's.
+Gauss-Newton products, as FairIF's; where a problem has a recipe, with FairIF's own settings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,16 @@ import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from models.fairif.fairif import BLOCK, as_batches
-from models.fairif.hessian import chosen_parameters, flatten, inverse_hvp
+from models.fairif.hessian import (
+    Batch,
+    chosen_parameters,
+    evaluation,
+    flatten,
+    inverse_hvp,
+    logits_of,
+)
 from models.fairif.influence import gap_gradients, loss_derivatives
-from models.fairif.problem import Problem, Samples
+from models.fairif.problem import Problem
 from models.fairif.relaxation import Relaxation
 from utils.errors import UserError
 
@@ -64,34 +71,67 @@ def removal(
     raise UserError(f"Influence: the linear programme has no solution ({found.message})")
 
 
-def influences(model: nn.Module, problem: Problem) -> tuple[np.ndarray, ...]:
-    """(f, u, |gap|): the change in |gap| and in validation loss where a sample is removed, [n]."""
-    train, val = (as_batches(s.x, s.y, s.a, BLOCK) for s in (problem.train, problem.val))
-    gaps, gradients = gap_gradients(model, val, Relaxation("sigmoid", 1.0))
-    vectors = torch.stack([gradients[0], loss_gradient(model, problem.val)])
-    method = "exact" if problem.convex else "cg"
-    solved = inverse_hvp(model, train, vectors, method=method, damping=problem.l2, steps=100)
+class Influences(NamedTuple):
+    """fair, utility: float64 [n], the change in |gap| and in validation loss where sample i is
+    removed. gap: |gap|. residual: of the two inverse products, float [2]."""
+
+    fair: np.ndarray
+    utility: np.ndarray
+    gap: float
+    residual: Tensor
+
+
+def batch_influences(
+    model: nn.Module,
+    train: Iterable[Batch],
+    val: Iterable[Batch],
+    relaxation: Relaxation,
+    curvature: Sequence[Batch],
+    names: Sequence[str] | None = None,
+    **inverse,
+) -> Influences:
+    """Influences of the n training samples; arguments and errors as for `influence.influence`."""
+    gaps, gradients = gap_gradients(model, val, relaxation, names)
+    vectors = torch.stack([gradients[0], loss_gradient(model, val, names)])
+    solved = inverse_hvp(model, curvature, vectors, names=names, **inverse)
+    change = loss_derivatives(model, train, solved.value, names).double().cpu().numpy()
     # a larger weight moves a figure by -v^T H^-1 grad l, a removal of mass 1/n the other way
-    change = loss_derivatives(model, train, solved.value).double().numpy() / len(problem.train)
+    change = change / change.shape[1]
     sign = 1.0 if gaps[0] >= 0 else -1.0
-    return sign * change[0], change[1], abs(gaps[0].item())
+    return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu())
 
 
-def loss_gradient(model: nn.Module, samples: Samples) -> Tensor:
-    """Gradient of the mean binary cross entropy on the samples, float [P]."""
-    parameters = chosen_parameters(model)
+def influences(model: nn.Module, problem: Problem) -> Influences:
+    """`batch_influences` of a problem in memory."""
+    train, val = (problem.blocks_of(samples) for samples in (problem.train, problem.val))
+    curvature, settings = problem.curvature()
+    return batch_influences(model, train, val, Relaxation("sigmoid", 1.0), curvature, **settings)
 
-    def loss(p):
-        logits = torch.func.functional_call(model, p, (samples.x,)).squeeze(1)
-        return F.binary_cross_entropy_with_logits(logits, samples.y.to(logits))
 
-    return flatten(torch.func.grad(loss)(parameters))
+def loss_gradient(
+    model: nn.Module, batches: Iterable[Batch], names: Sequence[str] | None = None
+) -> Tensor:
+    """Gradient of the mean binary cross entropy over the batches' samples, float [P]."""
+    parameters, samples, total = chosen_parameters(model, names), 0, 0.0
+
+    def part(p, x: Tensor, y: Tensor) -> Tensor:
+        logits = logits_of(model, x)(p)
+        return F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="sum")
+
+    with evaluation(model):
+        for _, x, y, _ in batches:
+            total = total + flatten(torch.func.grad(part)(parameters, x, y))
+            samples += len(y)
+    return total / samples
 
 
 def train(problem: Problem, beta: float = BETA, gamma: float = GAMMA) -> nn.Module:
     """The retrained model. Raises UserError as `removal`, and for a missing validation cell."""
     x, y = problem.train.x, problem.train.y
-    erm = problem.fit(problem.build(), x, y, problem.uniform())
-    removed = removal(*influences(erm, problem), beta, gamma).x
+    erm = problem.erm
+    if erm is None:
+        erm = problem.fit(problem.build(), x, y, problem.uniform())
+    found = influences(erm, problem)
+    removed = removal(found.fair, found.utility, found.gap, beta, gamma).x
     weights = (1 - torch.from_numpy(removed)) / len(y)
     return problem.fit(problem.build(), x, y, weights)

@@ -1,0 +1,65 @@
+"""DOMIND, domain-independent training (Wang et al., CVPR 2020), on images. Sees a in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.mixing import Data
+from models.debiasing.base import Debiasing
+from models.fairif.baselines.domind import check_domains, own_logits, two_heads
+from models.fairif.images.features import features_and_logits, head_of
+from models.method import bce
+
+
+class DOMIND(Debiasing):
+    """Shared features and one head per domain a; a sample's loss is that of its own head.
+
+    Of the paper's four rules of inference this is the sum of the heads' logits, which needs no a at
+    test time and is again one linear layer: the network's output layer holds the heads' mean, whose
+    sign is the sum's, so that the result is an ordinary classifier. (The tables in memory sum
+    probabilities, another of the four: baselines/domind.py. The two can differ where the heads
+    disagree.)
+    Departures: one logit a head, as the task has two classes; SGD with the setting's recipe.
+    """
+
+    uses_attributes = "train"
+    paper_row = "DOMIND"
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        check_domains(torch.from_numpy(data.real.a))
+        return {}, data.real, []
+
+    def setup(self) -> None:
+        head = head_of(self.model)
+        self.heads = two_heads(head)
+        head.requires_grad_(False)  # it follows the heads
+        super().setup()
+        self.optimizer.add_param_group({"params": list(self.heads.parameters())})
+
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        _, x, y, a = batch
+        with self.precision(x):
+            features, _ = features_and_logits(self.model, x)
+        loss = bce(lambda x: own_logits(self.heads(x), a)[:, None], features, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        super().end_epoch()
+        head = head_of(self.model)
+        head.weight.copy_(self.heads.weight.mean(dim=0, keepdim=True))
+        head.bias.copy_(self.heads.bias.mean(dim=0, keepdim=True))
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"heads": self.heads.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.heads.load_state_dict(state["heads"])

@@ -1,0 +1,130 @@
+"""FairSMOTE (Chakraborty et al., ESEC/FSE 2021) on images. Sees a in training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.augment import crop_boxes, flip_mask, shuffled
+from datasets.base import CELLS, ImageTable, concat
+from datasets.loader import _Plan
+from datasets.mixing import Data
+from models.debiasing.base import Debiasing
+from models.debiasing.edits import PairLoader
+from models.fairif.baselines.fairsmote import missing, trios
+from models.features import penultimate
+from models.method import bce
+from models.strategies import pretrain
+from utils.files import remove_leftovers, write_atomic
+
+
+def offspring(features: Tensor, y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarray:
+    """Rows int64 [2, M] of the training set: parents and a near neighbour of each in its cell.
+
+    features: float [N, D], in which neighbours are near; y, a: int64 [N]. Every cell gets as many
+    as it lacks of the largest one. Raises UserError as `missing`.
+    """
+    generator, pairs = torch.Generator().manual_seed(seed), [np.zeros((2, 0), np.int64)]
+    lacks = missing(torch.from_numpy(y), torch.from_numpy(a))
+    for (label, protected), lack in zip(CELLS, lacks, strict=True):
+        if lack:
+            rows = np.flatnonzero((y == label) & (a == protected))
+            pairs.append(rows[trios(features[rows], lack, generator)[:2].numpy()])
+    return np.concatenate(pairs, axis=1)
+
+
+class PartnerLoader(PairLoader):
+    """Batches of B images and their B partners, each pair cropped and flipped alike.
+
+    The table holds N images and then the N partners. A batch's x is float32 [2B, 3, H, W]: row
+    B + i is the partner of row i; index int64 [2B] are rows of the table. Every epoch takes each
+    image once; the last incomplete batch is dropped.
+    """
+
+    def pairs(self, k: int) -> np.ndarray:
+        """int64 [batches, 2, B]: the rows of epoch k."""
+        size = self.batch_size // 2
+        image = shuffled(self.seed, k, self.images)[: len(self) * size]
+        rows = np.stack([image, image + self.images])  # [2, batches * B]
+        return rows.reshape(2, len(self), size).transpose(1, 0, 2)
+
+    def _plan(self, k: int) -> _Plan:
+        rows = self.pairs(k).reshape(-1)
+        height, width = self.store.sizes[rows].T
+        image = rows % self.images  # the mixture is one image: its parts share their random draws
+        boxes = crop_boxes(self.seed, k, image, height, width, self.min_crop)
+        return _Plan(rows, boxes, flip_mask(self.seed, k, image))
+
+
+def partner_loader(data: Data, images: ImageTable, partners: ImageTable) -> PartnerLoader:
+    """The images and their partners, row by row, in batches of the setting."""
+    s = data.settings
+    return PartnerLoader(
+        concat([images, partners], "images and their partners"), len(images), s.batch_size,
+        image_size=s.image_size, device=s.device, seed=data.seed, store_dir=s.store_dir,
+        workers=s.workers, min_crop=s.min_crop, pools=data.pools,
+    )
+
+
+class FairSMOTE(Debiasing):
+    """ERM after every cell (y, a) was filled up to the largest with mixtures of its own images.
+
+    A new image is (1 - s) * parent + s * neighbour, pixel by pixel, s uniform in [0, 1) as in
+    SMOTE: the parent is a random image of the cell, the neighbour one of its 5 nearest there in the
+    penultimate features of the setting's ERM model. Pairs and s are drawn once, so the training set
+    is fixed; both images of a pair are cropped and flipped alike. An epoch is as much longer.
+    Departures: the paper's f * (neighbour 1 - neighbour 2), attribute by attribute with probability
+    cr, is made for tables: on pixels it leaves the range and shows two ghosts (Table 2 of FairIF,
+    on digits, does it: baselines/fairsmote.py). Its removal of samples by "situation testing" is
+    not part of this comparison.
+    """
+
+    uses_attributes = "train"
+    paper_row = "FairSMOTE"
+
+    def __init__(self, model: nn.Module, recipe, *, share: np.ndarray, **rest):
+        device = next(model.parameters()).device
+        self.share = torch.from_numpy(share).to(device)  # float32 [T]: the partner's part, s
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
+        stage = folder / "reference"
+        if not (stage / "offspring.npy").exists():
+            stage.mkdir(exist_ok=True)
+            remove_leftovers(stage)
+            erm, _ = pretrain(data, settings, seed, shared)
+            features = torch.from_numpy(penultimate(erm, data.loader(data.real, train=False)))
+            buffer = io.BytesIO()
+            np.save(buffer, offspring(features, data.real.y, data.real.a, seed))
+            write_atomic(stage / "offspring.npy", buffer.getbuffer())
+        return super().run(data, settings, seed, folder, shared)
+
+    @classmethod
+    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
+        parents, partners = np.load(folder / "reference" / "offspring.npy")
+        real = np.arange(len(data.real))
+        share = np.random.default_rng(seed).random(len(parents), dtype=np.float32)
+        share = np.concatenate([np.zeros(len(real), np.float32), share])
+        rows = np.concatenate([real, parents, real, partners])  # a real image's partner is itself
+        return {"share": share}, data.real.take(rows), []
+
+    @classmethod
+    def batches(cls, data: Data, train: ImageTable) -> PartnerLoader:
+        images, partners = np.arange(len(train)).reshape(2, -1)
+        return partner_loader(data, train.take(images), train.take(partners))
+
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        index, x, y, _ = batch
+        (image, partner), (index, _), (y, _) = x.chunk(2), index.chunk(2), y.chunk(2)
+        share = self.share[index].view(-1, *[1] * (x.ndim - 1))
+        with self.precision(x):
+            loss = bce(self.network, torch.lerp(image, partner, share), y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

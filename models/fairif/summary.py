@@ -1,0 +1,154 @@
+"""Summaries of FairIF's Tables 1 to 4: figures over splits or seeds, paired differences, text.
+
+summary.csv has one row a method and one a paired difference; acc and ad in percent (points), aod
+and eod as fractions, as the paper prints them: <metric>, its sample standard deviation <metric>_std
+over splits or seeds, for a difference its 95% t interval <metric>_low and _high, and
+<metric>_paper.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from models.fairif.baselines import BASELINES
+from utils.metrics import from_json
+from utils.table_text import aligned
+from utils.tables import paired_difference
+
+PAPER = Path(__file__).resolve().parents[2] / "paper_tables" / "fairif.csv"
+BASELINE_TITLES = {name: entry.title for name, entry in BASELINES.items()}
+TITLES = {"erm": "ERM", **BASELINE_TITLES, "fairif": "FairIF", "shuffled": "shuffled eps"}
+PAPER_ROWS = {"erm": "Original", **BASELINE_TITLES, "fairif": "FairIF"}
+SEES = {"erm": "none", "fairif": "validation", "shuffled": "validation",
+        **{name: entry.uses_attributes for name, entry in BASELINES.items()}}
+PAPER_SETTINGS = {"adult": "Adult", "german": "German", "compas": "COMPAS", "size": "group size",
+                  "shift": "group distribution", "class": "class size"}
+PAIRS = (*((name, "erm") for name in TITLES if name != "erm"), ("fairif", "shuffled"))
+# column: (factor from fraction, title, decimals, the paper's column)
+FIGURES = {
+    "acc": (100, "Acc (%)", 2, "acc_percent"),
+    "ad": (100, "AD (%)", 2, "ad_percent"),
+    "aod": (1, "AOD", 3, "aod"),
+    "eod": (1, "EOD", 3, "eod"),
+}
+
+
+class Heading(NamedTuple):
+    """table: the paper's number. title: its model. unit: what a figure is averaged over."""
+
+    table: str
+    title: str
+    unit: str
+
+
+def figures(splits: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """{row: frame with one line a split or seed and the columns acc, ad (percent), aod, eod}."""
+    result = {}
+    for row in (name for name in TITLES if name in splits[0]["rows"]):
+        metrics = [from_json(split["rows"][row]) for split in splits]
+        result[row] = pd.DataFrame(
+            {name: [factor * m[name] for m in metrics] for name, (factor, *_) in FIGURES.items()}
+        )
+    return result
+
+
+def summarise(dataset: str, splits: list[dict[str, Any]], heading: Heading) -> pd.DataFrame:
+    """The lines of summary.csv of one dataset or bias (this module's docstring)."""
+    frames = figures(splits)
+    paper = paper_figures(dataset, heading.table)
+    lines = []
+    for row, frame in frames.items():
+        line: dict[str, Any] = {"dataset": dataset, "row": TITLES[row], "sees": SEES[row],
+                                heading.unit: len(splits)}
+        for name in FIGURES:
+            line[name], line[f"{name}_std"] = frame[name].mean(), frame[name].std()
+            line[f"{name}_paper"] = paper.get(row, {}).get(name, math.nan)
+        lines.append(line)
+    for one, other in (pair for pair in PAIRS if frames.keys() >= set(pair)):
+        title = f"{TITLES[one]} minus {TITLES[other]}"
+        line = {"dataset": dataset, "row": title, heading.unit: len(splits)}
+        for name in FIGURES:
+            a, b = (frames[key][name].to_dict() for key in (one, other))
+            line[name], line[f"{name}_low"], line[f"{name}_high"], _ = paired_difference(a, b)
+            line[f"{name}_std"] = (frames[one][name] - frames[other][name]).std()
+            if one in paper and other in paper:
+                line[f"{name}_paper"] = paper[one][name] - paper[other][name]
+        lines.append(line)
+    order = [f"{name}{end}" for name in FIGURES for end in ("", "_std", "_low", "_high", "_paper")]
+    return pd.DataFrame(lines, columns=["dataset", "row", "sees", heading.unit, *order])
+
+
+def paper_figures(dataset: str, number: str) -> dict[str, dict[str, float]]:
+    """{row: {acc, ad (percent), aod, eod}} of the paper's table of that number."""
+    table = pd.read_csv(PAPER)
+    table = table[table["table"].str.startswith(f"{number} ")]
+    table = table[table["setting"] == PAPER_SETTINGS[dataset]].set_index("row")
+    return {
+        row: {name: float(table.loc[title, column]) for name, (*_, column) in FIGURES.items()}
+        for row, title in PAPER_ROWS.items()
+    }
+
+
+def markdown(
+    frame: pd.DataFrame, checks: dict[str, list[dict]], settings: dict[str, Any], heading: Heading
+) -> str:
+    """summary.md from the lines of summary.csv and the checks of each dataset's splits or seeds."""
+    parts = [
+        f"# FairIF, Table {heading.table}: {heading.title}\n",
+        f"Mean ± sample standard deviation over {heading.unit}, [the paper's figure]. Differences "
+        f"are paired by {heading.unit[:-1]}: mean [95% t interval]. \"Shuffled eps\" is the "
+        "control: FairIF's weights dealt to other samples. \"Sees a\": whose protected labels a "
+        "method uses.\n",
+        "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None) + ".\n",
+    ]
+    titles = [title for _, title, *_ in FIGURES.values()]
+    for dataset, lines in frame.groupby("dataset", sort=False):
+        records = lines.to_dict("records")
+        parts.append(f"## {PAPER_SETTINGS[dataset]}, {records[0][heading.unit]} {heading.unit}\n")
+        methods = [line for line in records if " minus " not in line["row"]]
+        pairs = [line for line in records if " minus " in line["row"]]
+        parts.append(aligned(["", "sees a", *titles], [
+            [m["row"], m["sees"], *map(_mean_cell, [m] * 4, FIGURES)] for m in methods
+        ]))
+        parts.append(aligned(["", *titles], [
+            [p["row"], *map(_pair_cell, [p] * 4, FIGURES)] for p in pairs
+        ]))
+        parts.append(_check_text(checks[dataset]))
+    return "\n".join(parts)
+
+
+def _mean_cell(line: dict, name: str) -> str:
+    digits = FIGURES[name][2]
+    paper = line[f"{name}_paper"]
+    text = f"{line[name]:.{digits}f} ± {line[f'{name}_std']:.{digits}f}"
+    return text if math.isnan(paper) else f"{text} [{paper:.{digits}f}]"
+
+
+def _pair_cell(line: dict, name: str) -> str:
+    digits = FIGURES[name][2]
+    low, high = (f"{line[f'{name}_{end}']:+.{digits}f}" for end in ("low", "high"))
+    return f"{line[name]:+.{digits}f} [{low}, {high}]"
+
+
+def _check_text(checks: list[dict]) -> str:
+    frame = pd.DataFrame(checks)
+    gaps = {
+        key: sum(abs(value) for row in frame[key] for value in row) / (2 * len(frame))
+        for key in ("gaps", "gaps_predicted", "gaps_after")
+    }
+    fits, kept = "a fit", ""
+    if "epochs" in frame:
+        fits, means = "ERM's kept epoch", pd.DataFrame(list(frame["epochs"])).mean()
+        kept = " Mean kept epoch: " + ", ".join(
+            f"{TITLES[row]} {mean:.0f}" for row, mean in means.items()) + "."
+    share = 100 * (frame["clipped"] / frame["training_rows"]).mean()
+    return (
+        f"Relaxed validation gaps, mean |gap|: ERM {gaps['gaps']:.4f}, predicted for FairIF "
+        f"{gaps['gaps_predicted']:.4f}, after retraining {gaps['gaps_after']:.4f}. Weights clipped "
+        f"at 0: {share:.2f}%; root mean square of n eps: {frame['eps_rms_times_n'].mean():.3f}. "
+        f"Largest gradient norm of {fits}: {frame['gradient_norm'].max():.1e}.{kept}\n"
+    )

@@ -1,0 +1,271 @@
+"""FairIF's image tables and figures: the paper's rows, relative change, Figure 2, the runner."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import train
+from datasets.base import ImageTable, save_list
+from models import METHODS, backbones
+from utils import paper
+from utils.blocks import block_of
+from utils.errors import UserError
+from utils.figures_fairif import methods_with_weights, weighted_images
+from utils.files import write_json
+from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.tables import collect, write_summary
+
+ROOT = Path(__file__).resolve().parents[1]
+CELEBA = ("celeba", "Blond_Hair", "Male")
+FAIRFACE = ("fairface", "Male", "White")
+
+
+def write_run(folder: Path, correct: tuple, **config) -> None:
+    """A finished run with that many of 100 right in each cell."""
+    y, a = np.repeat(CELLS, 100, axis=0).T
+    right = np.concatenate([np.arange(100) < c for c in correct])
+    write_json(folder / "metrics.json",
+               {"test": to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))})
+    write_json(folder / "config.json",
+               dict(zip(("dataset", "target", "protected"), CELEBA, strict=True)) | config)
+
+
+# --- the paper's figures -------------------------------------------------------------------------
+
+
+def test_exactly_the_known_rows_are_impossible():
+    table = pd.read_csv(ROOT / "paper_tables" / "fairif.csv")
+    found = set()
+    for number in paper.FAIRIF_TABLES:
+        rows = table[table["table"].str.startswith(f"{number} ")]
+        assert len(rows) == {"5": 12, "11": 10}[number]
+        for setting, row in zip(rows["setting"], rows["row"], strict=True):
+            where = {"CelebA": CELEBA, "FairFace": FAIRFACE}[setting]
+            if paper.impossible(paper.paper_row(f"fairif-{number}", row, *where)):
+                found.add((number, setting, row))
+    assert found == {
+        ("5", "CelebA", "Original"), ("5", "CelebA", "FairIF"), ("5", "FairFace", "FairIF"),
+        ("11", "CelebA", "Original"), ("11", "CelebA", "100%"), ("11", "FairFace", "100%"),
+        ("11", "FairFace", "50%"), ("11", "CelebA", "50%"), ("11", "CelebA", "25%"),
+        ("11", "CelebA", "10%"),
+    }
+
+
+def test_a_row_of_fairifs_tables_is_in_percent_and_named_by_its_paper():
+    row = paper.paper_row("fairif-5", "Baseline (ERM)", *FAIRFACE)
+    figures = {name: value for name, value in row.items() if not math.isnan(value)}
+    assert figures == pytest.approx({"acc": 86.68, "ad": 7.23, "aod": 7.21, "eod": 6.10})
+    for arguments, words in ((("fairif-5", "Influence", *CELEBA), "0 rows of .*fairif.csv"),
+                             (("fairif-5", "FairIF", "demo", "Smiling", "Male"), "0 rows"),
+                             (("fairif-6", "ResNet-18", *CELEBA), "5 and 11 can stand")):
+        with pytest.raises(UserError, match=words):
+            paper.paper_row(*arguments)
+    # a method of the other paper has no row, one of the same paper must be in the table
+    assert paper.own_row("fairif-5", "AIM-Fair") is None is paper.own_row("3", "FairIF")
+    assert paper.own_row("3", "JTT") == "JTT" and paper.own_row(None, "JTT") is None
+    assert paper.own_row("fairif-11", METHODS["erm"].paper_row) == "Baseline (ERM)"
+    assert METHODS["fairif"].paper_row == "FairIF" and METHODS["fairif_shuffled"].paper_row is None
+
+
+def test_summary_stands_beside_fairifs_paper_and_marks_the_impossible(tmp_path):
+    for method, row, correct in (("erm", "Baseline (ERM)", (90, 96, 80, 50)),
+                                 ("cfair", "CFair", (90, 95, 80, 60)),
+                                 ("fairif", "FairIF", (90, 94, 80, 76))):
+        write_run(tmp_path / "s" / method / "seed1", correct, paper_table="fairif-5", paper_row=row)
+    text = write_summary(tmp_path / "s", baseline="erm")
+    section = text.split("## Beside FairIF's paper")[1].split("\n## ")[0]
+    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+             for line in section.splitlines() if line.startswith("| ")}
+    # AD: |(90 + 80) - (94 + 76)| / 2 = 0; AOD (4 + 4) / 2; EOD 4
+    assert lines["fairif"] == [
+        "Table 5, FairIF", "85.00 / 95.37 / -10.37", "0.00 / 3.81 / -3.81",
+        "4.00 / 12.20* / n/a", "4.00 / 31.45* / n/a",
+    ]
+    assert lines["cfair"][3] == "12.50 / 19.54 / -7.04"
+    assert "\\* impossible as printed (AOD < EOD / 2)" in section
+    assert "Beside the paper" not in text
+    frame = collect(tmp_path / "s").set_index("method")
+    assert frame.paper_note["fairif"] == "impossible: AOD < EOD / 2"
+    assert frame.paper_aod["fairif"] == pytest.approx(12.2)
+    assert math.isnan(frame.difference_aod["fairif"]) and pd.isna(frame.paper_note["cfair"])
+    paired = text.split("## Paired differences to erm")[1]
+    assert " AOD " in paired and "| cfair " in paired
+
+
+def test_relative_change_is_of_erms_mean_over_seeds(tmp_path):
+    for seed, (before, after) in enumerate([((80, 80, 80, 40), (80, 80, 80, 60)),
+                                            ((80, 80, 80, 60), (80, 80, 80, 70))]):
+        for name, correct in (("erm_resnet18", before), ("fairif_resnet18", after)):
+            write_run(tmp_path / "s" / name / f"seed{seed}", correct,
+                      backbone="resnet18_h128", pretrained="imagenet")
+    write_run(tmp_path / "s" / "fairif_resnet34" / "seed0", (1, 2, 3, 4))  # no ERM beside it
+    text = write_summary(tmp_path / "s")
+    line = next(line for line in text.splitlines() if line.startswith("| resnet18 "))
+    # EOD 40 and 20, mean 30; 20 and 10, mean 15. Accuracy 70 and 75, then 75 and 77.5
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+        "+5.17 / +0.07", "-50.00 / -23.73", "-50.00 / -37.08", "-50.00 / -23.51"
+    ]
+    assert "resnet34" not in text.split("FairIF's change")[1]
+    stored = pd.read_csv(tmp_path / "s" / "relative_change.csv")
+    assert stored.eod.tolist() == [-50] and stored.paper_aod.tolist() == [-37.08]
+
+
+# --- Figure 2 ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weighted(tmp_path):
+    """A setting with FairIF's weights of 24 images of one colour each, two seeds, and the table."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    cells = np.array([CELLS[i % 4] for i in range(24)])
+    for i in range(24):
+        Image.new("RGB", (6, 6), (10 * i, 0, 0)).save(folder / f"{i:03d}.png")
+    table = ImageTable("t", [str(folder / f"{i:03d}.png") for i in range(24)], *cells.T)
+    for seed in (1, 2):
+        run = tmp_path / "s" / "fairif" / f"seed{seed}"
+        write_run(run, (9, 9, 9, 9), method="fairif")
+        save_list(table, run / "train.csv")
+        weights = np.ones(24)
+        weights[[5, 7]] = 3.0, 2.0 + seed  # cells (0, 1) and (1, 1)
+        weights[[4]] = 0.0
+        np.save(run / "weights.npy", weights)
+    yield tmp_path / "s", table
+    plt.close("all")
+
+
+def test_figure_2_shows_the_extremes_and_the_mean_of_each_cell(weighted):
+    setting, table = weighted
+    figure = weighted_images(setting, "fairif", table)
+    *faces, panel = figure.axes
+    assert len(faces) == 20
+    assert [axis.get_title() for axis in (faces[0], faces[1], faces[10])] == [
+        "0, 1\n3.00", "1, 1\n3.00", "0, 0\n0.00"
+    ]
+    shown = [faces[place].images[0].get_array()[0, 0, 0] for place in (0, 1, 10)]
+    assert shown == [50, 70, 40]
+    # of six images a cell: one 0; one 3; none; one 3 and 4
+    assert [bar.get_y() + bar.get_height() for bar in panel.patches] == pytest.approx(
+        [5 / 6, 8 / 6, 1, (8 / 6 + 9 / 6) / 2]
+    )
+    assert panel.get_xticklabels()[0].get_text() == "0, 0\nn=6"
+
+
+def test_figure_2_is_not_drawn_of_other_images_or_without_weights(weighted):
+    setting, table = weighted
+    assert weighted_images(setting, "fairif", table.take(range(23))) is None
+    assert weighted_images(setting, "erm", table) is None
+    for seed in (1, 2):
+        np.save(setting / "fairif" / f"seed{seed}" / "weights.npy", np.ones(24))
+    assert weighted_images(setting, "fairif", table) is None
+    for content in (np.ones(3), None):
+        path = setting / "fairif" / "seed1" / "weights.npy"
+        path.write_bytes(b"") if content is None else np.save(path, content)
+        with pytest.raises(UserError, match="seed1"):
+            weighted_images(setting, "fairif", table)
+    assert methods_with_weights(setting) == ["fairif"]
+    for seed in (1, 2):
+        config = setting / "fairif" / f"seed{seed}" / "config.json"
+        write_json(config, json.loads(config.read_text()) | {"method": "fairif_shuffled"})
+    assert methods_with_weights(setting) == []
+
+
+# --- backbones -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet34", 512),
+                                                ("resnet50", 2048)])
+def test_the_hidden_layer_is_a_part_of_the_last_block(name, features):
+    with torch.device("meta"):
+        plain = dict(backbones.BACKBONES[name](None).named_parameters())
+        model = backbones.BACKBONES[f"{name}_h128"](None)
+    shapes = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    own = {"fc.0.weight": (128, features), "fc.0.bias": (128,), "fc.2.weight": (1, 128),
+           "fc.2.bias": (1,)}
+    assert {key: shapes[key] for key in own} == own
+    assert shapes.keys() - own.keys() == plain.keys() - {"fc.weight", "fc.bias"}
+    assert {block_of(key) for key in shapes} == {"stem", "layer1", "layer2", "layer3", "layer4",
+                                                 "fc"}
+
+
+def test_imagenet_weights_fit_the_network_with_a_hidden_layer(tmp_path, monkeypatch):
+    import torchvision
+
+    torch.manual_seed(0)
+    source = torchvision.models.resnet18().state_dict()
+    torch.save(source, tmp_path / "resnet18.pth")
+    model = backbones.build("resnet18_h128", str(tmp_path / "resnet18.pth"))
+    assert torch.equal(model.layer4[1].conv2.weight, source["layer4.1.conv2.weight"])
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 1)
+    asked = []
+    monkeypatch.setattr(torchvision.models, "get_model_weights",
+                        lambda name: asked.append(name) or {}["stop"])
+    with pytest.raises(KeyError):
+        backbones.build("resnet50_h128", "imagenet")
+    assert asked == ["resnet50"]
+
+
+# --- runner.sh -----------------------------------------------------------------------------------
+
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
+"""
+EXPERIMENTS = {
+    "demo": ("table5", "table6", "table11", "figure2", "strategies"),
+    "celeba": ("table5", "table6", "table11", "figure2", "strategies"),
+    "fairface": ("table5", "table6", "table11", "figure2"),
+    "utkface": ("strategies",),
+}
+ROWS = {
+    "table5": {"erm", "cfair", "domind", "arl", "fairsmote", "influence", "fairif",
+               "fairif_shuffled"},
+    "table11": {"erm", "fairif_100", "fairif_50", "fairif_25", "fairif_10"},
+    "figure2": {"fairif"},
+    "strategies": {"erm", "full_finetuning", "aim_fair", "fairif", "fairif_shuffled"},
+}
+
+
+def recorded(setting: str, name: str, folder: Path) -> list[list[str]]:
+    """The commands of one experiment, none of them carried out."""
+    python, record = folder / "python", folder / "record"
+    python.write_text(RECORDER)
+    python.chmod(0o755)
+    subprocess.run(
+        ["bash", str(ROOT / "runner.sh"), name], check=True, stdout=subprocess.DEVNULL,
+        env={**os.environ, "SETTING": setting, "PYTHON": str(python), "RECORD": str(record),
+             "LAUNCHER": "true", "SEEDS": "100 200"},
+    )
+    return [line.split("\x1f")[:-1] for line in record.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("setting", "name"),
+                         [(setting, name) for setting, names in EXPERIMENTS.items()
+                          for name in names])
+def test_every_fairif_line_of_the_runner_is_taken(setting, name, tmp_path):
+    rows = set()
+    for line in recorded(setting, f"fairif-{name}", tmp_path):
+        if line[0] != "train.py":
+            continue
+        args = train.complete(train.parser().parse_args(line[1:]))
+        assert args.setting.endswith(f"/fairif-{name}")
+        rows.update([args.name] if args.name else args.methods)
+        if setting in ("celeba", "fairface") and name != "strategies":
+            assert args.backbone.endswith("_h128") and args.pretrain_lr == 2e-4
+            assert (args.pretrain_epochs, args.milestone, args.batch_size) == (50, 50, 128)
+            assert (args.pretrained == "imagenet") == (name == "table6")
+        weighs = any(method.startswith("fairif") for method in args.methods)
+        assert (setting == "demo" and weighs) == ("curvature_images" in args.options)
+    networks = ("resnet18",) if setting == "demo" else backbones.RESNETS
+    pairs = {f"{method}_{network}" for method in ("erm", "fairif") for network in networks}
+    assert rows == ROWS.get(name, pairs)

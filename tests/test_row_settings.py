@@ -1,0 +1,68 @@
+"""Which settings a summary names beside a row."""
+
+from __future__ import annotations
+
+import json
+
+import tiny
+
+import train
+from models import backbones
+from utils.engine import PREEMPTION
+from utils.row_settings import row_settings, sentences
+
+COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
+
+
+def test_rows_are_named_by_what_sets_them_apart():
+    rows = {
+        "erm": COMMON,  # without fine-tuning: no rate to differ in
+        "aim_fair": COMMON | {"finetune_lr": 0.06, "criterion": "absolute"},
+        "random_40": COMMON | {"finetune_lr": 0.06, "criterion": "absolute", "method": "random_40"},
+        "cosine": COMMON | {"finetune_lr": 0.06, "criterion": "cosine", "paper_row": "x",
+                            "notes": ["paper_row", "paper_table"], "paper_table": "4"},
+        "jtt": COMMON | {"upweight": 10, "lr": 1, "defaults_changed": {"upweight": 50},
+                         "notes": ["defaults_changed"]},
+        "best": COMMON | {"size": 9, "selected": {"row": "random_40"}},
+        "half": COMMON | {"size": 12, "test_size": None, "real_list": "2", "seed": 200},
+    }  # fmt: skip
+    assert row_settings(rows) == {
+        "cosine": {"criterion": "cosine"},
+        "jtt": {"upweight": "10 (default 50)"},
+        "half": {"size": "12"},
+    }
+    assert sentences(rows) == (
+        "\nSettings of cosine: criterion cosine.\n"
+        "\nSettings of jtt: upweight 10 (default 50).\n"
+        "\nSettings of half: size 12.\n"
+    )
+
+
+def test_without_a_usual_value_every_row_names_its_own():
+    rows = {f"k{k}": COMMON | {"top_k": k} for k in (40, 45)}
+    assert row_settings(rows) == {"k40": {"top_k": "40"}, "k45": {"top_k": "45"}}
+    assert row_settings({"one": COMMON | {"top_k": 40}}) == {}
+
+
+def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
+    monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
+    monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
+    data = tiny.make(tmp_path / "data")
+    flags = tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", "1")
+    train.main([*flags, "--methods", "cvar_dro", "--set", "alpha=0.5"])
+    path = tmp_path / "r" / "tiny" / "cvar_dro" / "seed100" / "config.json"
+    held = json.loads(path.read_text())
+    line = f"Settings of cvar_dro: alpha 0.5 (default {held['defaults_changed']['alpha']})."
+    assert line in capsys.readouterr().out
+    report = (tmp_path / "r" / "tiny" / "report.html").read_text()
+    assert line in report
+    assert "defaults_changed" not in report
+    # a run of before this note was kept gets it, and is not made again
+    del held["defaults_changed"]
+    path.write_text(json.dumps(held | {"notes": []}))
+    train.main([*flags, "--methods", "cvar_dro", "--set", "alpha=0.5"])
+    printed = capsys.readouterr().out
+    assert "finished, reused" in printed
+    assert line in printed

@@ -1,0 +1,335 @@
+"""What keeps training fast: no wait for the device in a step, no work for frozen tensors, compiled
+networks where they can be used, seeds side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from datasets.base import ImageTable
+from datasets.loader import Loader
+from models.debiasing.cvar_dro import CVaRDRO
+from models.debiasing.diga import BYOL, DiGA, encoder_of
+from models.debiasing.eiil import EIIL
+from models.debiasing.lff import LfF
+from models.debiasing.maple import MAPLE
+from models.fairif.method import FairIF
+from models.finetune import freeze_all_but
+from models.ltgc import LTGC
+from models.method import Method, bce
+from models.strategies import _method
+from stable_diffusion.writer import is_running
+from utils import options
+from utils.engine import Recipe
+from utils.errors import UserError
+from utils.gradients import mean_gradients
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 8  # images of a batch
+RECIPE = Recipe(epochs=1, lr=0.1)
+ENVIRONMENTS = np.arange(SIZE) % 2
+
+# name -> a method over a network; everything beside it has the network's device.
+MAKE = {
+    "erm": lambda net: Method(net, RECIPE),
+    "cvar_dro": lambda net: CVaRDRO(net, RECIPE, options=CVaRDRO.defaults),
+    "eiil": lambda net: EIIL(net, RECIPE, options=EIIL.defaults, environments=ENVIRONMENTS),
+    "lff": lambda net: LfF(
+        net, RECIPE, options=LfF.defaults, biased=deepcopy(net), y=ENVIRONMENTS
+    ),
+    "maple": lambda net: MAPLE(net, RECIPE, options=MAPLE.defaults, environments=ENVIRONMENTS),
+    "ltgc": lambda net: LTGC(net, RECIPE, options=LTGC.defaults, real=SIZE // 2),
+    "byol": lambda net: BYOL(
+        *encoder_of(net), RECIPE, options=DiGA.defaults | {"hidden": 8, "projection": 4}
+    ),
+    "diga": lambda net: DiGA(net, RECIPE, options=DiGA.defaults, encoder=None),
+    "fairif": lambda net: FairIF(net, RECIPE, weights=torch.ones(SIZE, device=net.fc.bias.device)),
+}  # fmt: skip
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses copies to the device for which the host would wait.
+
+    The device is `meta`, on which torch itself refuses what needs a value: .item(), `if tensor`,
+    indexing by a mask, a copy to the host.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu":
+            moved = torch.device(kwargs.get("device") or "cpu").type != "cpu"
+            assert not moved or kwargs.get("non_blocking"), "the host waits for a copy"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def on_meta(monkeypatch):
+    """Leaves out what only a GPU has: the fused optimiser, pinned memory, autocast."""
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(Method, "precision", lambda self, x: nullcontext())
+    monkeypatch.setattr(torch.optim, "SGD", lambda p, fused, **rest: sgd(p, **rest))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+
+
+def batch(device: str = "cpu", size: int = SIZE) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(size, 3, 32, 32, generator=generator)
+    y = torch.arange(size) % 2
+    return tuple(part.to(device) for part in (torch.arange(size), x, y, torch.full((size,), -1)))
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_no_step_waits_for_the_device(name, on_meta):
+    method = MAKE[name](tiny.Network().to("meta"))
+    given = batch("meta")
+    method.train_mode()
+    with NoWaiting():
+        total = method.update(given)
+        total = total + method.update(given)  # as the engine adds them up
+        if name != "byol":  # only ever trained
+            method.predict(given[1])
+    assert total.device.type == "meta"
+
+
+def test_what_waits_is_refused(on_meta):
+    class Waits(Method):
+        def update(self, batch):
+            loss = super().update(batch)
+            return loss if loss > 0 else -loss
+
+    class Copies(Method):
+        def update(self, batch):
+            return super().update(batch) * torch.rand(1).to(batch[1].device)
+
+    given = batch("meta")
+    for kind, error in ((Waits, RuntimeError), (Copies, AssertionError)):
+        method = kind(tiny.Network().to("meta"), RECIPE)
+        with NoWaiting(), pytest.raises(error):
+            method.update(given)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_no_batch_waits_for_the_device(room, on_meta, tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{i}.png") for i in range(9)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40 + 8 * (i % 2), 40)).save(path)
+    table = ImageTable("t", paths, np.zeros(9), np.zeros(9))
+    monkeypatch.setattr(Loader, "_has_room", lambda self: room)
+    loader = Loader(table, 3, image_size=32, train=True, device="meta", store_dir=tmp_path)
+    batches = loader.epoch(0)
+    next(batches)  # an epoch's numbers are sent there once, before its first batch
+    with NoWaiting():
+        shapes = [x.shape for _, x, _, _ in batches]
+    assert shapes == [(3, 3, 32, 32)] * 2
+
+
+class Convolutions(TorchDispatchMode):
+    """Which gradients each backward of a convolution computed: (of its input, of its weight)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[bool, bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.seen.append(tuple(args[-1][:2]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ("fc.weight", []),
+        ("layer4.bn2.weight", []),
+        # conv2's gradient by its weight, and by its input towards conv1
+        ("layer4.conv1.weight", [(True, False), (False, True)]),
+        # and on to layer3, through both branches of layer4
+        ("layer3.bn2.bias", [(True, False)] * 3),
+    ],
+)
+def test_the_backward_pass_stops_at_the_first_unfrozen_tensor(chosen, expected):
+    model = tiny.Network()
+    freeze_all_but(model, {chosen})
+    method = Method(model, RECIPE)
+    method.train_mode()
+    with Convolutions() as counted:
+        method.update(batch())
+    assert counted.seen == expected
+    computed = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert computed == [chosen]
+
+
+def test_gradients_are_taken_in_the_trainings_precision():
+    model, data = tiny.Network(), [batch(size=6), batch(size=8)]
+    wide, narrow = (
+        mean_gradients(model, data, bce, count=2, name="test", autocast=autocast)
+        for autocast in (None, torch.bfloat16)
+    )
+    seen = []
+    hook = model.fc.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    mean_gradients(model, data, bce, count=2, name="test", autocast=torch.bfloat16)
+    hook.remove()
+    assert seen == [torch.bfloat16] * 2
+    assert all(gradient.dtype == torch.float32 for gradient in narrow.values())
+    a, b = (torch.cat([g.flatten() for g in part.values()]) for part in (wide, narrow))
+    assert 0 < (a - b).norm() / a.norm() < 0.4  # a random network's few values round far apart
+
+
+# --- torch.compile -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traced(monkeypatch) -> list[torch.Size]:
+    """torch.compile without its slow C++ part; the input shapes for which something was traced."""
+    shapes, compile_ = [], torch.compile
+
+    def backend(graph, inputs):
+        shapes.append(next(i.shape for i in inputs if i.shape[-3:] == (3, 32, 32)))
+        return graph
+
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic: compile_(model, dynamic=dynamic, backend=backend)
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["erm", "lff", "eiil"])
+def test_compiled_training_is_the_same(name, traced, monkeypatch):
+    def trained(compiled: bool) -> tuple[list, torch.Tensor]:
+        torch.manual_seed(0)
+        original = Method.__init__
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Method, "__init__",
+                lambda self, *a, **k: original(self, *a, **(k | {"compiled": compiled})),
+            )  # fmt: skip
+            method = MAKE[name](tiny.Network())
+        assert (method.network is not method.model) == compiled
+        for size in (SIZE, SIZE):
+            method.train_mode()
+            method.update(batch(size=size))
+        logits = [method.predict(batch(size=size)[1]) for size in (SIZE, SIZE, 3)]
+        return method.state_dict()["model"], torch.cat(logits)
+
+    (plain, expected), (weights, logits) = trained(False), trained(True)
+    torch.testing.assert_close(logits, expected)
+    assert list(weights) == list(plain)  # a checkpoint does not tell
+    # a shape for steps (LfF trains two networks) and one for predictions; none for the last batch
+    assert len(traced) >= 2
+    assert {shape[0] for shape in traced} == {SIZE}
+
+
+def test_only_training_is_compiled(traced):
+    args = _settings(compile=True)
+    assert _method(tiny.Network(), RECIPE, args).network.__class__ is tiny.Network
+    compiled = _method(tiny.Network(), RECIPE, args, compiled=args.compile)
+    assert isinstance(compiled.network, nn.Module)
+    assert compiled.network is not compiled.model
+
+
+def _settings(**more):
+    return SimpleNamespace(autocast=None, batch_norm="update", finetune=RECIPE, **more)
+
+
+def test_a_missing_compiler_is_said_before_the_start(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="--compile needs a C"):
+        options.check_compiler()
+    monkeypatch.undo()
+    monkeypatch.setattr(options.shutil, "which", lambda name: f"/bin/{name}")
+    options.check_compiler()
+
+
+# --- JOBS ----------------------------------------------------------------------------------------
+
+# Stands in for python: notes when a call of train.py with one seed began and ended, and fails for
+# the seed FAIL. Two calls at once wait for each other, which calls in turn could not.
+PYTHON = """#!/bin/bash
+seeds=$(sed -E 's/.*--seeds (([0-9]+ )*[0-9]+).*/\\1/' <<< "$*")
+echo "$seeds" >> "$RECORD/calls"
+echo "$OMP_NUM_THREADS" > "$RECORD/threads$seeds"
+case $seeds in
+  1 | 2) touch "$RECORD/began$seeds"
+    for i in $(seq 200); do
+      [ -e "$RECORD/began$((3 - seeds))" ] && break
+      sleep 0.05
+    done
+    [ $i -lt 200 ] || echo alone >> "$RECORD/calls" ;;
+esac
+[ "$seeds" != "${FAIL:-}" ] || exit 2
+"""
+
+
+def run_jobs(folder: Path, **environment: str) -> tuple[int, list[str]]:
+    """(exit status, calls of train.py by their seeds) of the runner's table 9 with seeds 1 2 3."""
+    python = folder / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "runner.sh"), "table9"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHON": str(python), "RECORD": str(folder), "SEEDS": "1 2 3",
+             "SETTING": "celeba", **environment},
+    )  # fmt: skip
+    calls = folder / "calls"
+    return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_jobs_train_seeds_at_once_and_sum_up_after(tmp_path):
+    code, calls = run_jobs(tmp_path, JOBS="2", OMP_NUM_THREADS="5")
+    assert code == 0
+    assert sorted(calls[:3]) == ["1", "2", "3"]  # and 1 and 2 did not have to wait in vain
+    assert calls[3:] == ["1 2 3"]
+    assert (tmp_path / "threads1").read_text() == "5\n"
+
+
+def test_jobs_share_the_cores(tmp_path):
+    run_jobs(tmp_path, JOBS="2", OMP_NUM_THREADS="")
+    cores = len(os.sched_getaffinity(0))
+    assert (tmp_path / "threads3").read_text() == f"{(cores + 1) // 2}\n"
+
+
+def test_a_failed_job_stops_before_the_summary(tmp_path):
+    code, calls = run_jobs(tmp_path, JOBS="2", FAIL="2")
+    assert code != 0
+    assert "1 2 3" not in calls
+
+
+def test_ctrl_c_stops_every_job(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho $$ > "$RECORD/$RANDOM.pid"\nexec sleep 100\n')
+    python.chmod(0o755)
+    runner = subprocess.Popen(
+        ["bash", str(ROOT / "runner.sh"), "table9"], start_new_session=True,
+        env={**os.environ, "PYTHON": str(python), "RECORD": str(tmp_path), "SEEDS": "1 2 3",
+             "SETTING": "celeba", "JOBS": "2"},
+    )  # fmt: skip
+    while len(pids := [path.read_text() for path in tmp_path.glob("*.pid")]) < 2 or "" in pids:
+        time.sleep(0.05)
+    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
+    assert runner.wait(timeout=60) != 0
+    assert len(list(tmp_path.glob("*.pid"))) == 2  # neither seed 3 nor the summary was begun
+    for _ in range(100):
+        if not any(is_running(pid.strip()) for pid in pids):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a job goes on")
+
+
+def test_one_job_is_one_call_and_a_wrong_number_none(tmp_path):
+    assert run_jobs(tmp_path) == (0, ["1 2 3"])
+    (tmp_path / "calls").unlink()
+    assert run_jobs(tmp_path, JOBS="two") == (2, [])

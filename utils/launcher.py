@@ -1,0 +1,185 @@
+"""`--launcher`: every method and seed of one command as a job array, through submitit.
+
+A task is the same command for one method and seed; it needs nothing from the other tasks, whose
+pre-trained model it waits for or finds. On SLURM a last job, which starts when all tasks have ended
+in whatever way, is the same command without --launcher: it finds the finished runs, makes those
+that are missing, and writes tables, figures and report. So a lost job loses nothing, and the
+command may be given again at any time.
+
+Before its time is up a job gets SIGUSR2: it saves, and submitit puts it back into the queue.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils.engine import PREEMPTED, PREEMPTION
+from utils.errors import UserError, reason
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHERS = ("none", "slurm", "local")
+REQUEUES = 1000  # a run may take longer than one job; each has its progress behind it
+LOCAL_MINUTES = 60 * 24 * 365
+
+
+class Parameter(NamedTuple):
+    """What --slurm NAME=VALUE becomes: a parameter of submitit's AutoExecutor, and its type."""
+
+    submitit: str
+    kind: type
+    least: int = 0  # of a number
+
+
+PARAMETERS = {
+    "partition": Parameter("slurm_partition", str),
+    "account": Parameter("slurm_account", str),
+    "qos": Parameter("slurm_qos", str),
+    "constraint": Parameter("slurm_constraint", str),
+    "exclude": Parameter("slurm_exclude", str),
+    "time": Parameter("timeout_min", int, 5),  # minutes
+    "gpus": Parameter("gpus_per_node", int),
+    "cpus": Parameter("cpus_per_task", int, 1),
+    "mem": Parameter("mem_gb", int, 1),  # GB
+    "parallel": Parameter("slurm_array_parallelism", int, 1),  # tasks at once
+}
+DEFAULTS = {"timeout_min": 720, "slurm_array_parallelism": 256}
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """submitit's parameters from "NAME=VALUE" texts. Raises UserError for what is not one."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not text:
+            raise UserError(f"--slurm {pair}: write NAME=VALUE without blanks, such as time=720")
+        if name not in PARAMETERS:
+            raise UserError(f"--slurm {name} is unknown; it takes {', '.join(PARAMETERS)}")
+        known = PARAMETERS[name]
+        if known.submitit in values:
+            raise UserError(f"--slurm {name} is given twice; give it once")
+        if known.kind is int and not (text.isdecimal() and int(text) >= known.least):
+            raise UserError(
+                f"--slurm {pair}: {name} must be a whole number of at least {known.least}"
+            )
+        values[known.submitit] = known.kind(text)
+    return values
+
+
+def check(launcher: str, pairs: Sequence[str]) -> None:
+    """Raise UserError where the jobs cannot be submitted from this machine with these flags."""
+    parse_parameters(pairs)
+    if launcher == "none":
+        if pairs:
+            raise UserError("--slurm speaks of jobs: give --launcher slurm too, or remove it")
+        return
+    try:
+        import submitit  # noqa: F401 - only needed here
+    except ImportError:
+        raise UserError(
+            f"--launcher {launcher} needs the package submitit: run pip install submitit, or leave "
+            "the flag out"
+        ) from None
+    if launcher == "slurm":
+        for command in ("sbatch", "srun"):
+            if shutil.which(command) is None:
+                raise UserError(
+                    f"--launcher slurm: {command} is not on this machine; start the command where "
+                    "SLURM's jobs are submitted, or use --launcher local or none"
+                )
+
+
+class Task:
+    """One call of `module.function(arguments)`, a command's main, as submitit runs it."""
+
+    def __init__(self, module: str, function: str, arguments: Sequence[str]):
+        self.module, self.function, self.arguments = module, function, list(arguments)
+
+    def __call__(self) -> None:
+        sys.argv = [f"{self.module}.py", *self.arguments]  # what the run folder's record names
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, which ends the process
+        try:
+            getattr(importlib.import_module(self.module), self.function)(self.arguments)
+        except SystemExit as end:
+            if end.code == PREEMPTED and PREEMPTION.signal == signal.SIGUSR2:
+                requeue(signal.SIGUSR2, None)
+            if end.code:
+                # submitit would not notice an exit code
+                raise RuntimeError(f"{self.module}.py ended with exit code {end.code}") from None
+
+    def checkpoint(self):
+        """What is to be run after a requeue: the same again, from what it has saved."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(
+    launcher: str, pairs: Sequence[str], tasks: Sequence[Task], last: Task, folder: Path, name: str
+) -> list:
+    """Submit the tasks as one array and, on SLURM, `last` to follow them; submitit's jobs.
+
+    folder: for the jobs' logs. name: theirs in the queue. Raises UserError where SLURM refuses.
+    """
+    import submitit
+
+    # So a job finds this code wherever it was submitted from; jobs get this environment.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    given = parse_parameters(pairs)
+    parameters = DEFAULTS | {"name": name} | given
+    if launcher == "local":  # submitit's own defaults: two minutes, no GPU
+        here = {"timeout_min": LOCAL_MINUTES, "gpus_per_node": torch.cuda.device_count()}
+        parameters |= here | given
+    executor = submitit.AutoExecutor(
+        folder / "%j", cluster=launcher, slurm_max_num_timeout=REQUEUES,
+        local_max_num_timeout=REQUEUES,
+    )
+    executor.update_parameters(**parameters)
+    try:
+        with executor.batch():
+            jobs = [executor.submit(task) for task in tasks]
+        if launcher == "slurm":
+            array = jobs[0].job_id.split("_")[0]
+            executor.update_parameters(slurm_dependency=f"afterany:{array}")
+            jobs.append(executor.submit(last))
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise UserError(
+            f"SLURM refused the jobs ({_refusal(error)}): correct --slurm and start again"
+        ) from None
+    return jobs
+
+
+def _refusal(error: Exception) -> str:
+    """sbatch's own words in submitit's error."""
+    lines = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
+    return lines[0].removeprefix("sbatch: ").removeprefix("error: ") if lines else reason(error)
+
+
+def wait(jobs: Sequence) -> None:
+    """Wait until all jobs have ended. Raises UserError with the first one's error where one failed.
+
+    The jobs go on where this process is stopped.
+    """
+    while not all(job.done() for job in jobs):
+        PREEMPTION.check()
+        time.sleep(0.2)
+    failed = [job for job in jobs if job.exception() is not None]
+    if failed:
+        log = failed[0].paths.stderr
+        lines = (failed[0].stderr() or "").splitlines()
+        said = [line for line in lines if line.startswith("error: ")]
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} runs failed, the first with '{(said or ['?'])[-1]}'; "
+            f"look at {log}, mend that and start the same command again"
+        )

@@ -1,0 +1,136 @@
+"""The papers' own figures, from paper_tables/: a row of one of their tables, in percent.
+
+A table is named as AIM-Fair numbers it ("3", "8 (ViT-S/32)"), or "fairif-5" and "fairif-11" for the
+image tables of FairIF. FairIF's paper prints some figures that cannot be: AOD is half the sum of
+two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
+nothing is compared with them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import UserError
+
+TABLES = Path(__file__).parent.parent / "paper_tables"
+FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's eo is one of ours
+CELL_FIGURES = ("g00", "g01", "g10", "g11")
+FAIRIF = "fairif-"
+FAIRIF_TABLES = ("5", "11")  # in absolute figures, on images
+FAIRIF_SETTINGS = {  # (dataset, target, protected) -> its name in FairIF's tables
+    ("celeba", "Blond_Hair", "Male"): "CelebA",
+    ("fairface", "Male", "White"): "FairFace",
+}
+IMPOSSIBLE = "AOD < EOD / 2"
+
+
+@functools.cache
+def _table(name: str) -> pd.DataFrame:
+    return pd.read_csv(TABLES / f"{name}.csv", dtype={"table": str})
+
+
+def own_row(table: str | None, row: str | None) -> str | None:
+    """A method's row where the paper that `table` belongs to knows it, None where only the other
+    paper does (or `row` is None)."""
+    if table is None or row is None:
+        return None
+    held = _table("fairif" if table.startswith(FAIRIF) else "aim_fair")["row"]
+    return row if _renamed(table, row) in set(held) else None
+
+
+def _renamed(table: str, row: str) -> str:
+    """ERM's name differs between tables."""
+    if table.startswith(FAIRIF):
+        return {"Baseline (ERM)": "Original"}.get(row, row)
+    return {"Baseline (ERM)": "ERM"}.get(row, row) if table.split()[0] in ("1", "2") else row
+
+
+def paper_row(
+    table: str, row: str, dataset: str | None, target: str | None, protected: str | None
+) -> dict[str, float]:
+    """{acc, wst, eo, std, ad, aod, eod, g00, g01, g10, g11} in percent as printed, NaN if not.
+
+    table, row: as in paper_tables/aim_fair.csv ("3", "AIM-Fair") or fairif.csv ("fairif-5",
+    "FairIF"). dataset, target and protected may be None where the first two are enough. Raises
+    UserError unless exactly one row fits.
+    """
+    row = _renamed(table, row)
+    if table.startswith(FAIRIF):
+        return _fairif_row(table.removeprefix(FAIRIF), row, dataset, target, protected)
+    rows = _table("aim_fair")
+    given = {"table": table, "row": row, "dataset": dataset, "target": target,
+             "protected": protected}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        rows = rows[rows[name] == value]
+    _require_one(rows, "aim_fair", given)
+    found = rows.iloc[0]
+    return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *CELL_FIGURES)}
+
+
+def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]:
+    rows = _table("fairif")
+    numbers = rows["table"].str.split().str[0]
+    name = FAIRIF_SETTINGS.get(setting)
+    if number not in FAIRIF_TABLES:
+        raise UserError(
+            f"of FairIF's tables {' and '.join(FAIRIF_TABLES)} can stand beside runs on images, "
+            f"not {number}"
+        )
+    rows = rows[(numbers == number) & (rows["setting"] == name) & (rows["row"] == row)]
+    _require_one(rows, "fairif", {"table": number, "row": row, "setting": name or setting})
+    found = rows.iloc[0]
+    figures = {"acc": float(found["acc_percent"]), "ad": float(found["ad_percent"]),
+               "aod": 100 * float(found["aod"]), "eod": 100 * float(found["eod"])}
+    return dict.fromkeys((*FIGURES, *CELL_FIGURES), math.nan) | figures
+
+
+def _require_one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> None:
+    if len(rows) != 1:
+        raise UserError(
+            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; correct paper_table and "
+            "paper_row in config.json"
+        )
+
+
+def impossible(figures: Mapping[str, float]) -> bool:
+    """Whether a row of `paper_row` has AOD < EOD / 2 by more than its rounding to 0.01 percent."""
+    return figures["aod"] < figures["eod"] / 2 - 0.0075
+
+
+def eo_definition(table: str, row: str) -> str | None:
+    """"worst", "mean" or "not stated": which equalized odds difference a paper row holds.
+
+    Only Table 8 fits equation 9 (the mean); the other four-cell rows fit the larger difference.
+    The competitors of Tables 1 and 2 come from another pipeline, without their group accuracies.
+    None for FairIF's tables, which hold none.
+    """
+    number = table.split()[0]
+    if number.startswith(FAIRIF):
+        return None
+    if number == "8":
+        return "mean"
+    return "not stated" if number in ("1", "2") and row != "AIM-Fair" else "worst"
+
+
+def relative_change(dataset: str, target: str, protected: str, network: str) -> dict[str, float]:
+    """FairIF's Table 6: {acc, ad, aod, eod}, change in percent of ERM's figure; {} if not there.
+
+    network: as in --backbone, with or without the hidden layer ("resnet18", "resnet34_h128").
+    """
+    rows = _table("fairif")
+    name = FAIRIF_SETTINGS.get((dataset, target, protected))
+    title = network.removesuffix("_h128").replace("resnet", "ResNet-")
+    rows = rows[(rows["table"].str.split().str[0] == "6") & (rows["setting"] == name)
+                & (rows["row"] == title)]
+    if rows.empty:
+        return {}
+    columns = {"acc": "acc_percent", "ad": "ad_percent", "aod": "aod", "eod": "eod"}
+    found = rows.iloc[0]
+    return {figure: float(found[column].rstrip("%")) for figure, column in columns.items()}

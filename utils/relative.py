@@ -1,0 +1,73 @@
+"""FairIF's Table 6: by how many percent FairIF changes ERM's figures, network by network.
+
+`write_summary` (tables.py) asks for it: the rows erm_<network> and fairif_<network> of a setting
+are a pair. Beside them stands the paper's own change.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils import paper
+from utils.runs import read_record
+from utils.table_text import TITLES, aligned, number
+
+PAIR = ("fairif_", "erm_")
+FIGURES = ("acc", "ad", "aod", "eod")
+
+
+def relative_changes(setting_dir: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a network: `network`, <figure> and paper_<figure>, changes in percent of ERM's.
+
+    frame: `tables.collect` of the setting; the figures are means over seeds. NaN where ERM's is 0
+    and where the paper has none. No rows without a pair.
+    """
+    by_name = {record["method"]: record for record in frame.to_dict("records")}
+    lines = []
+    for method, ours in by_name.items():
+        network = method.removeprefix(PAIR[0])
+        base = by_name.get(PAIR[1] + network)
+        if network == method or base is None:
+            continue
+        line: dict[str, Any] = {"network": network}
+        theirs = _paper(next((setting_dir / method).glob("seed*/config.json"), None))
+        for name in FIGURES:
+            before, after = (record[f"{name}_table"] for record in (base, ours))
+            line[name] = 100 * (after - before) / before if before else math.nan
+            line[f"paper_{name}"] = theirs.get(name, math.nan)
+        lines.append(line)
+    order = [f"{start}{name}" for name in FIGURES for start in ("", "paper_")]
+    return pd.DataFrame(lines, columns=["network", *order])
+
+
+def _paper(config: Path | None) -> dict[str, float]:
+    if config is None:
+        return {}
+    held = read_record(config)
+    keys = ("dataset", "target", "protected", "backbone")
+    if held.get("pretrained") != "imagenet" or not held.keys() >= set(keys):
+        return {}
+    return paper.relative_change(*(held[key] for key in keys))
+
+
+def section(changes: pd.DataFrame) -> str:
+    """The section of summary.md, "" without a pair."""
+    if changes.empty:
+        return ""
+    rows = [
+        [line["network"], *(f"{_percent(line[name])} / {_percent(line[f'paper_{name}'])}"
+                            for name in FIGURES)]
+        for line in changes.to_dict("records")
+    ]
+    return (
+        "\n## FairIF's change of ERM's figures\n\nIn % of ERM's mean over seeds: ours / the "
+        f"paper's.\n\n{aligned(['network', *(TITLES[name] for name in FIGURES)], rows)}"
+    )
+
+
+def _percent(value: float) -> str:
+    return number(value, sign=True)

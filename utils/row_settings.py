@@ -1,0 +1,52 @@
+"""What a row of a table was run with that the other rows were not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from utils.runs import RECORD
+
+NO_SETTING = RECORD | {"seed", "method", "selected", "defaults_changed"}
+
+
+def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """{row: {setting: its value as text}} from one config.json of each row; rows without are out.
+
+    Named are hyper-parameters other than the method's defaults (train.py --set), with the default,
+    and settings in which the row differs from most others that have them; all of them where no
+    value is the most frequent. A row that was selected from others (utils.best) is left out.
+    """
+    configs = {row: config for row, config in configs.items() if "selected" not in config}
+    usual: dict[str, Any] = {}
+    held = {row: _settings(config) for row, config in configs.items()}
+    for key in dict.fromkeys(key for settings in held.values() for key in settings):
+        counts = Counter(settings[key] for settings in held.values() if key in settings)
+        (first, most), *others = counts.most_common(2)
+        usual[key] = None if others and others[0][1] == most else first
+    result = {}
+    for row, config in configs.items():
+        defaults = config.get("defaults_changed", {})
+        texts = {key: value for key, value in held[row].items() if value != usual[key]}
+        texts |= {key: f"{held[row][key]} (default {default})" for key, default in defaults.items()}
+        if texts:
+            result[row] = texts
+    return result
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a config.json as text, without its notes and the digests of its lists."""
+    hidden = NO_SETTING | {"paper_table", "paper_row"} | set(config.get("notes", ()))
+    return {
+        key: "none" if value is None else str(value)
+        for key, value in config.items() if key not in hidden and not key.endswith("_list")
+    }
+
+
+def sentences(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line of summary.md for each row of `row_settings`."""
+    return "".join(
+        f"\nSettings of {row}: {', '.join(f'{key} {text}' for key, text in texts.items())}.\n"
+        for row, texts in row_settings(configs).items()
+    )
