@@ -13,7 +13,7 @@ from utils.plots import (
     accuracy_against_eo,
     block_of,
     main,
-    read_log,
+    read_curves,
     read_masks,
     selected_tensors,
     training_curves,
@@ -28,29 +28,30 @@ def close_figures():
     plt.close("all")
 
 
-def write_log(folder, losses, val_acc=0.75, stage="finetune", tail=""):
+def write_log(folder, losses, val_acc=0.75, stage="finetune"):
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps({"stage": stage, "epoch": e, "loss": loss, "val_acc": val_acc, "seconds": 1.0})
         for e, loss in enumerate(losses, start=1)
     ]
-    (folder / "log.jsonl").write_text("\n".join(lines) + "\n" + tail)
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def write_metrics(folder, prediction, y=(0, 0, 1, 1), a=(0, 1, 0, 1)):
     write_json(folder / "metrics.json", {"test": to_json(fairness_metrics(prediction, y, a))})
 
 
-def test_log_of_a_resumed_and_killed_run(tmp_path):
-    again = '{"stage": "finetune", "epoch": 2, "loss": 0.25, "val_acc": null}\n'
-    write_log(tmp_path, [1.0, 0.5], tail=again + '{"note": "restarted"}\n{"stage": "fine')
-    curve = read_log(tmp_path / "log.jsonl")["finetune"]
-    assert curve[1] == (1.0, 0.75)
-    assert curve[2][0] == 0.25
-    assert math.isnan(curve[2][1])
-    write_log(tmp_path, [1.0], tail="{broken\n" + again)
-    with pytest.raises(UserError, match=r"log\.jsonl line 2"):
-        read_log(tmp_path / "log.jsonl")
+def test_curves_of_a_log(tmp_path):
+    write_log(tmp_path, [1.0, 0.5])
+    write_log(tmp_path / "last", [0.25], val_acc=None, stage="pretrain")
+    curve = read_curves(tmp_path / "log.jsonl")["finetune"]
+    assert curve == {1: (1.0, 0.75), 2: (0.5, 0.75)}
+    loss, val_acc = read_curves(tmp_path / "last" / "log.jsonl")["pretrain"][1]
+    assert loss == 0.25
+    assert math.isnan(val_acc)
+    (tmp_path / "log.jsonl").write_text('{"stage": "fine')
+    with pytest.raises(UserError, match=r"log\.jsonl is damaged"):
+        read_curves(tmp_path / "log.jsonl")
 
 
 def test_training_curves_show_every_seed_and_the_mean(tmp_path):

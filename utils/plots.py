@@ -13,7 +13,6 @@ Nothing is trained or evaluated here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,31 +30,22 @@ from utils.figures_sweeps import block_bars, top_k_curve
 from utils.masks import read_masks
 from utils.metrics import summary
 from utils.options import ArgumentParser
+from utils.runs import read_log
 from utils.tables import read_metrics, run_folders
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 
 
-def read_log(path: Path) -> dict[str, Curve]:
+def read_curves(path: Path) -> dict[str, Curve]:
     """{stage: {epoch: (loss, val_acc)}} of a log.jsonl, stages in the order they were run.
 
-    An epoch run again after a restart counts once, as last written. A last line cut off by a kill
-    and lines that are no epoch are passed over; any other broken line is a UserError.
+    Raises UserError where it is damaged.
     """
-    lines = path.read_text().splitlines()
     stages: dict[str, Curve] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise UserError(f"{path} line {number} is not JSON; delete that line") from None
-        if not isinstance(entry, dict) or not {"stage", "epoch", "loss"} <= entry.keys():
-            continue
-        loss, val_acc = (math.nan if entry.get(key) is None else float(entry[key])
+    for row in read_log(path):
+        loss, val_acc = (math.nan if row.get(key) is None else float(row[key])
                          for key in ("loss", "val_acc"))
-        stages.setdefault(entry["stage"], {})[int(entry["epoch"])] = (loss, val_acc)
+        stages.setdefault(row["stage"], {})[row["epoch"]] = (loss, val_acc)
     return stages
 
 
@@ -65,7 +55,7 @@ def training_curves(setting_dir: str | Path) -> Figure | None:
     None where no run has a log. The mean is over the seeds that reached the epoch.
     """
     logs = {
-        method: [read_log(run / "log.jsonl") for run in seeds.values()
+        method: [read_curves(run / "log.jsonl") for run in seeds.values()
                  if (run / "log.jsonl").exists()]
         for method, seeds in run_folders(setting_dir).items()
     }

@@ -8,7 +8,6 @@ the one file, without scripts, so it can be mailed or put on a server as it is.
 from __future__ import annotations
 
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from utils.html import image, markdown_to_html, page, table
 from utils.metrics import CELLS
 from utils.options import ArgumentParser
 from utils.row_settings import NO_SETTING
+from utils.runs import read_log
 from utils.tables import read_json, run_folders, write_summary
 
 THUMBNAIL, COLUMNS, ROWS = 72, 8, 2  # pixels, and images of a contact sheet
@@ -159,7 +159,8 @@ def _cost(runs: Mapping[str, Mapping[int, Path]]) -> str:
     distinct = set()
     for method, seeds in runs.items():
         for seed, folder in seeds.items():
-            for row in _log(folder / "log.jsonl"):
+            log = folder / "log.jsonl"
+            for row in read_log(log) if log.exists() else ():
                 distinct.add((seed, row["stage"], row["epoch"], row["loss"], row["seconds"]))
                 by_seed = stages.setdefault((method, row["stage"]), {})
                 by_seed.setdefault(seed, []).append(row["seconds"])
@@ -184,19 +185,6 @@ def _cost(runs: Mapping[str, Mapping[int, Path]]) -> str:
         "several methods share was run once and stands with each of them; without such repeats "
         f"all of it took <strong>{total}</strong>.</p>\n{table(header, rows)}"
     )
-
-
-def _log(path: Path) -> list[dict]:
-    """The epochs of a log.jsonl that say how long they took; a last line cut off is passed over."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and {"stage", "epoch", "loss", "seconds"} <= row.keys():
-            rows.append(row)
-    return rows
 
 
 def _duration(seconds: float) -> str:
