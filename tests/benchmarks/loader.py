@@ -4,9 +4,9 @@
 
 Makes CelebA-shaped JPEGs (178x218) and times, in turn and on the same cores, the usual pipeline (a
 Dataset that opens each file and applies RandomResizedCrop, flip, ToTensor and Normalize, in a
-DataLoader with one worker process per core) and datasets/loader.py with one thread per core. Both
-read the files from the page cache. Prints medians over the repeats; each ratio is the median of the
-paired ratios. About 2 minutes on one CPU core.
+DataLoader with one worker process per core, on a single core none) and datasets/loader.py with one
+thread per core. Both read the files from the page cache. Prints medians over the repeats; each
+ratio is the median of the paired ratios. About 2 minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def main() -> None:
                 PerSample(table, normalised),
                 flags.batch_size,
                 shuffle=True,
-                num_workers=flags.cores,
+                # on one core a worker beside this process would only carry batches to it
+                num_workers=flags.cores if flags.cores > 1 else 0,
             )
 
         rows = {
