@@ -178,6 +178,7 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--slurm", "time=60"], "--slurm"),
     (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),
     (["--tensorboard=yes"], "--tensorboard"),
+    (["--compile=yes"], "--compile"),
 ]
 
 
