@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.image_store import decode
+from datasets.decoding import decode
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason
 from utils.files import atomic_path, write_json
@@ -37,7 +37,7 @@ CLIP_TEXTS = {
 
 
 def unreadable(paths: Sequence[Path]) -> list[Path]:
-    """Those of `paths` that training could not use: see image_store.decode."""
+    """Those of `paths` that training could not use: see decoding.decode."""
 
     def broken(path: Path) -> bool:
         try:

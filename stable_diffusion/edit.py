@@ -30,6 +30,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from stable_diffusion import generate, manifest
+from stable_diffusion.prompt_set import PromptSet, read_prompts
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.options import ArgumentParser
@@ -121,7 +122,7 @@ def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
 
 
 def plan(
-    sources: Sequence[tuple[str, int]], prompts: manifest.PromptSet, copies: int, seed: int,
+    sources: Sequence[tuple[str, int]], prompts: PromptSet, copies: int, seed: int,
     noised: tuple[int, int],
 ) -> list[Edit]:
     """`copies` edits of every source (file, y), in that order.
@@ -234,7 +235,7 @@ def cut_batches(rows: Sequence[Edit], size: int) -> list[list[Edit]]:
 
 def edit(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
-    prompts = manifest.read_prompts(args.prompts)
+    prompts = read_prompts(args.prompts)
     sources = read_sources(args.list, args.images)
     index, world = manifest.share(args.shard)
     args.images_per_cell = len(sources) * args.edits_per_image  # no batch is larger than that

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
+from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, check_compiler
 
@@ -227,7 +228,7 @@ def _own_batches(
 
 def generate(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
-    prompts = manifest.read_prompts(args.prompts)
+    prompts = read_prompts(args.prompts)
     index, world = manifest.share(args.shard)
     rows = manifest.plan(prompts, args.images_per_cell, args.seed)
     folder = Path(args.out) / prompts.name / prompts.pair

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.base import ImageTable
-from datasets.image_store import decode
+from datasets.decoding import decode
 from datasets.synthetic import find_pool, load_synthetic
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason

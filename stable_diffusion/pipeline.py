@@ -19,7 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from stable_diffusion.guided_unet import GuidedUNet
-from stable_diffusion.manifest import PromptSet
+from stable_diffusion.prompt_set import PromptSet
 from utils.errors import UserError, reason
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"

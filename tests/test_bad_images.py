@@ -20,7 +20,8 @@ from refusals import refused
 import train
 from datasets import celeba, check
 from datasets.base import bad_images
-from datasets.image_store import UPRIGHT, open_store
+from datasets.decoding import UPRIGHT
+from datasets.image_store import open_store
 from stable_diffusion import audit
 from utils.engine import PREEMPTION
 

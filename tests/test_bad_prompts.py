@@ -12,7 +12,8 @@ from refusals import refused
 
 from prompts import build
 from prompts import check as prompts_check
-from stable_diffusion import generate, manifest
+from stable_diffusion import generate
+from stable_diffusion.prompt_set import read_prompts
 
 FOLDER = Path(prompts_check.__file__).parent
 NAME = "Smiling_Male_contextual_25.json"
@@ -105,7 +106,7 @@ def test_a_mark_and_windows_line_ends_are_fine(tmp_path, capsys):
     text = (FOLDER / NAME).read_text().replace("\n", "\r\n")
     (tmp_path / NAME).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert prompts_check.main([str(tmp_path / NAME)]) == 0
-    assert len(manifest.read_prompts(tmp_path / NAME).cells[1, 1]) == 25
+    assert len(read_prompts(tmp_path / NAME).cells[1, 1]) == 25
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"cells": {}}'])

@@ -16,6 +16,7 @@ from refusals import refused
 import train
 from datasets import celeba, check, utkface
 from stable_diffusion import audit, generate, manifest
+from stable_diffusion.prompt_set import read_prompts
 from utils.engine import PREEMPTION
 
 ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
@@ -219,7 +220,7 @@ def generated(tmp_path) -> Path:
     prompts = tmp_path / "Smiling_Male_plain.json"
     prompts.write_text(json.dumps(PROMPTS))
     folder = tmp_path / "images" / "plain" / "Smiling_Male"
-    plan = manifest.plan(manifest.read_prompts(prompts), 4, 42)
+    plan = manifest.plan(read_prompts(prompts), 4, 42)
     folder.mkdir(parents=True)
     manifest.write_manifest(folder, plan, "model", {"steps": 2})
     for number, row in enumerate(plan):
@@ -274,7 +275,7 @@ def test_audit_of_a_wrong_manifest(case, generated, tmp_path, capsys):
 def test_settings_of_a_manifest_that_nobody_can_read(settings, generated, tmp_path):
     path = generated / "manifest.csv"
     path.write_text(path.read_text().replace('"{""steps"": 2}"', json.dumps(settings), 3))
-    plan = manifest.plan(manifest.read_prompts(tmp_path / "Smiling_Male_plain.json"), 4, 42)
+    plan = manifest.plan(read_prompts(tmp_path / "Smiling_Male_plain.json"), 4, 42)
     with pytest.raises(manifest.UserError, match="was written for other images.*another --out"):
         manifest.write_manifest(generated, plan, "model", {"steps": 2})
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from datasets.base import ImageTable
 from models.debiasing.edits import load_edits
-from stable_diffusion import edit, manifest
+from stable_diffusion import edit
+from stable_diffusion.prompt_set import PromptSet
 
 STEPS = 6
 CELLS = {"0_0": ["her face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["his smile", "m"]}
@@ -139,7 +140,7 @@ def test_an_edit_keeps_more_of_its_image_the_less_it_is_noised(tiny_pipeline_dir
 
 
 def test_degrees_are_uniform_and_independent_of_other_images():
-    prompts = manifest.PromptSet("plain", "Smiling", "Male", {
+    prompts = PromptSet("plain", "Smiling", "Male", {
         tuple(map(int, cell.split("_"))): texts for cell, texts in CELLS.items()})
     many = [(f"{i}.jpg", i % 2) for i in range(2000)]
     rows = edit.plan(many, prompts, 2, 42, (3, 6))

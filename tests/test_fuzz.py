@@ -14,10 +14,11 @@ from PIL import Image
 
 from datasets import celeba, synthetic
 from datasets.base import CELLS, bad_images
-from datasets.image_store import decode
+from datasets.decoding import decode
 from prompts import check
 from prompts.instruction import STARTS_WITH
 from stable_diffusion import manifest
+from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError
 
 quick = settings(
@@ -41,7 +42,7 @@ def test_any_json_as_a_prompt_file(tmp_path, value):
     path.write_text(json.dumps(value))
     assert isinstance(check.check_file(path), list)
     try:
-        prompts = manifest.read_prompts(path)
+        prompts = read_prompts(path)
     except UserError as error:
         assert str(path) in str(error)
     else:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from stable_diffusion import audit, manifest
 from stable_diffusion.generate import main
+from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +80,7 @@ def exits_with(capsys, flags: list[str]) -> str:
 
 
 def test_a_smaller_plan_is_a_prefix_of_a_larger_one(prompt_file):
-    prompts = manifest.read_prompts(prompt_file)
+    prompts = read_prompts(prompt_file)
     small, large = manifest.plan(prompts, 4, 42), manifest.plan(prompts, 9, 42)
     assert small == [row for row in large if row.number < 4]
     assert [row.prompt for row in large if (row.y, row.a) == (0, 1)] == [
@@ -101,7 +102,7 @@ def test_the_noise_seed_does_not_change_between_versions():
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size", [1, 4, 50])
 def test_shards_are_disjoint_and_cover_the_plan(prompt_file, world, batch_size):
-    rows = manifest.plan(manifest.read_prompts(prompt_file), 9, 42)
+    rows = manifest.plan(read_prompts(prompt_file), 9, 42)
     batches = manifest.cut_batches(rows, batch_size)
     assert all(len({(row.y, row.a) for row in batch}) == 1 for batch in batches)
     shards = [
@@ -112,7 +113,7 @@ def test_shards_are_disjoint_and_cover_the_plan(prompt_file, world, batch_size):
 
 
 def test_more_images_per_cell_leave_full_batches_as_they_are(prompt_file):
-    prompts = manifest.read_prompts(prompt_file)
+    prompts = read_prompts(prompt_file)
     small = manifest.cut_batches(manifest.plan(prompts, 6, 42), 4)
     large = manifest.cut_batches(manifest.plan(prompts, 11, 42), 4)
     assert [batch for batch in small if len(batch) == 4] == large[:4]

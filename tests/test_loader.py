@@ -14,10 +14,11 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from datasets import image_store, loader
+from datasets import decoding, image_store, loader
 from datasets.augment import crop_boxes, flip_mask, resample_cpu, resample_device, shuffled
 from datasets.base import ImageTable, concat
-from datasets.image_store import decode, open_store
+from datasets.decoding import decode, header_size
+from datasets.image_store import open_store
 from datasets.loader import Loader
 from utils.engine import PREEMPTED, PREEMPTION
 from utils.errors import UserError
@@ -307,7 +308,7 @@ def test_kinds_of_images(tmp_path):
     turned = np.asarray(photo.transpose(Image.Transpose.ROTATE_270))
     assert np.array_equal(decode(tmp_path / "turned.png"), turned)
     photo.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    assert image_store._header_size(str(tmp_path / "turned.jpg")) == (40, 60)
+    assert header_size(str(tmp_path / "turned.jpg")) == (40, 60)
     assert np.abs(np.asarray(decode(tmp_path / "turned.jpg")).astype(int) - turned).mean() < 8
 
     photo.convert("CMYK").save(tmp_path / "cmyk.jpg")
@@ -333,7 +334,7 @@ def test_bad_images_are_named_together_and_leave_nothing(tmp_path, monkeypatch):
     moving = [Image.new("RGB", (60, 60), colour) for colour in ("red", "blue")]
     moving[0].save(table.paths[4], "PNG", save_all=True, append_images=moving[1:])
     Image.new("L", (200, 60)).save(table.paths[5])
-    monkeypatch.setattr(image_store, "MAX_PIXELS", 60 * 60)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 60 * 60)
     Image.new("L", (60, 60)).save(table.paths[6], "TIFF")
     with pytest.raises(UserError) as caught:
         open_store(table, tmp_path / "s")

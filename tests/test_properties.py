@@ -18,6 +18,7 @@ from datasets.subsets import balanced_counts, biased_counts, draw_cells
 from prompts import build, check, endpoint
 from prompts.instruction import STARTS_WITH
 from stable_diffusion import generate, manifest
+from stable_diffusion.prompt_set import PromptSet
 from utils.metrics import METRICS, fairness_metrics, summary, table_style
 
 quick = settings(deadline=None, max_examples=60)
@@ -145,7 +146,7 @@ def test_utkface_draws_are_disjoint_and_the_test_set_is_fixed(size, test, minori
 # --- plans ---------------------------------------------------------------------------------------
 
 prompt_sets = st.builds(
-    lambda cells: manifest.PromptSet("plain", "Smiling", "Male", dict(zip(CELLS, cells))),
+    lambda cells: PromptSet("plain", "Smiling", "Male", dict(zip(CELLS, cells))),
     st.lists(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), min_size=4,
              max_size=4),
 )

@@ -1,0 +1,61 @@
+"""A prompt file as the image generator reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (target label y, protected label a)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt file: `cells[(y, a)]` is a non-empty list of prompts."""
+
+    name: str  # plain, contextual_50, ...
+    target: str
+    protected: str
+    cells: dict[tuple[int, int], list[str]]
+
+    @property
+    def pair(self) -> str:
+        return f"{self.target}_{self.protected}"
+
+
+def read_prompts(path: str | Path) -> PromptSet:
+    """Read a prompt file; anything wrong with it is a UserError naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        found = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
+        raise UserError(
+            f"--prompts {path}: there is no such file; write one with prompts/build.py or name one "
+            f"of the committed files in prompts/{found}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors add a mark
+        name, target, protected = (content[key] for key in ("set", "target", "protected"))
+        cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"--prompts {path} is not a prompt file ({type(error).__name__}: {error}); it needs "
+            '"set", "target", "protected" and "cells" with lists "0_0", "0_1", "1_0" and "1_1"'
+        ) from None
+    for word in (name, target, protected):
+        if not isinstance(word, str) or not re.fullmatch(r"[\w-]+", word):
+            raise UserError(
+                f"--prompts {path}: {word!r} cannot name a folder; set, target and protected are "
+                "words of letters, digits, - and _"
+            )
+    for (y, a), prompts in cells.items():
+        texts = isinstance(prompts, list) and all(isinstance(p, str) and p.strip() for p in prompts)
+        if not prompts or not texts:
+            raise UserError(
+                f"--prompts {path}: cell {y}_{a} must be a non-empty list of prompts; "
+                "python -m prompts.check says what is wrong with a prompt file"
+            )
+    return PromptSet(name, target, protected, cells)
