@@ -102,6 +102,10 @@ saved() {  # a command on finished runs; while SLURM has them it is printed, to 
 best() {  # folder, name, the paper's row, rows to choose from by validation accuracy
   saved utils.best "$RESULTS/$FOLDER/$1" --name "$2" --paper-row "$3" --rows "${@:4}"
 }
+compared() {  # folder, row: the table with paired differences to that row, ERM where none is given
+  saved utils.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}"
+  saved utils.report "$RESULTS/$FOLDER/$1"
+}
 images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
   [ $SETTING = demo ] || return 0
   for set in "$@"; do
@@ -119,7 +123,7 @@ on_demo() { if [ $SETTING = demo ]; then echo "$1"; else echo "$2"; fi; }
 # --- tables --------------------------------------------------------------------------------------
 # ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
 # JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
-table1() { debiasing table1 1; }
+table1() { debiasing table1 1; compared table1; }
 debiasing() {  # folder, number, further flags
   # The demo's 47 steps an epoch are few: references train longer, and CVaR averages over half of a
   # batch of 32, for 10% are 3 images. Nothing here was searched.
@@ -150,6 +154,7 @@ table2() {
   local size; size=$(echo "${FLAGS[*]}" | sed -E 's/.*--size ([0-9]+).*/\1/')
   for share in 50 25 10; do
     debiasing table2/$share "2 ($share%)" --size $((size * share / 100))
+    compared table2/$share
   done
 }
 # ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
@@ -158,6 +163,7 @@ table2() {
 table3() {
   rows table3 3 --methods erm synthetic_only data_supplementation data_repairing linear_probing \
     full_finetuning aim_fair
+  compared table3
 }
 # best random 89.33/82.17/9.11, update one block 90.04/80.64/12.45, freeze one 89.06/83.48/7.00,
 # cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Ours beside them: a random mask of AIM-Fair's
@@ -171,7 +177,7 @@ table4() {
   best table4 best_random "Best random selection" $RANDOM_ROWS
   best table4 best_update "Best sub-tuning (update one block)" $(each update)
   best table4 best_freeze "Best sub-tuning (freeze one block)" $(each freeze)
-  saved utils.tables "$RESULTS/$FOLDER/table4" --baseline aim_fair
+  compared table4 aim_fair
   saved utils.masks "$RESULTS/$FOLDER/table4"
 }
 # trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
@@ -183,6 +189,7 @@ table5() {
   prompts contextual_25 "Contextual prompts (25)"
   prompts contextual_50 "Contextual prompts (50)"
   prompts contextual_head_poses_50 "Contextual + head poses (50)"
+  compared table5 plain
 }
 # full 88.77/82.74/6.83; 4:6 89.23/83.90/8.78, 3:7 88.90/83.52/7.72, 2:8 88.97/83.16/7.30,
 # 1:9 89.02/84.20/6.07
@@ -192,6 +199,7 @@ table6() {
     rows table6 6 --methods aim_fair --synthetic-minority 0.$m --name aim_fair_${m}_$((10 - m)) \
       --paper-row "AIM-Fair $m:$((10 - m))"
   done
+  compared table6 full_finetuning
 }
 # 0.5x 89.51/80.80/10.31, 1x 89.02/84.20/6.07, 1.5x 88.34/81.25/7.13, 2x 88.81/83.36/6.08
 # Table 10, UTKFace: ERM 88.86/79.58/16.59, 0.5x 88.91/82.61/6.74, 1x 88.30/84.26/4.81,
@@ -210,14 +218,16 @@ table10() { if [ $SETTING != demo ]; then SETTING=utkface; choose; fi; table7; }
 table8() {
   rows table8 "8 (ViT-S/32)" --backbone vit_small_patch32 --top-k 0.887 --methods erm \
     synthetic_only data_supplementation full_finetuning lora ltgc aim_fair
+  compared table8
 }
 # ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07
-table9() { rows table9 9 --methods erm ltgc aim_fair; }
+table9() { rows table9 9 --methods erm ltgc aim_fair; compared table9; }
 # Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The generated
 # images are those of Young/Male with the cells transposed (on the demo: of Smiling/Male).
 table11() {
   TARGET=Male PROTECTED=$(on_demo Smiling Young); choose
   rows table11 11 --methods erm full_finetuning aim_fair
+  compared table11
 }
 # the fine-tuning's rate, chosen on validation; the paper prints ten times these values
 rates() {
@@ -318,10 +328,6 @@ weighted() {  # folder, table, a method that weighs by influence, its flags; wit
   read -ra own <<< "$(on_demo "$DEMO_FAIRIF" "")"
   [[ " ${more[*]} " == *" --set "* ]] || [ ${#own[@]} -eq 0 ] || more+=(--set)
   rows "$1" "$2" --methods "$3" "${more[@]}" "${own[@]}"
-}
-compared() {  # folder: the table with paired differences to ERM
-  saved utils.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}"
-  saved utils.report "$RESULTS/$FOLDER/$1"
 }
 # The paper's Acc / AD / AOD / EOD on CelebA: Original 95.41/4.54/.2485*/.4975, CFair
 # 95.11/4.23/.1954/.3520, DOMIND 94.88/4.18/.1864/.3475, ARL 95.08/4.31/.2185/.4108, FairSMOTE
