@@ -184,7 +184,9 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         events_of(folder, board if args.tensorboard else None),
     ):
         row = args.paper_row or own_row(args.paper_table, getattr(method, "paper_row", None))
-        notes = {"paper_table": args.paper_table, "paper_row": row} if args.paper_table else {}
+        notes = {"uses_attributes": method.uses_attributes}
+        if args.paper_table:
+            notes |= {"paper_table": args.paper_table, "paper_row": row}
         changed = [key for key, value in args.options.items() if value != method.defaults[key]]
         if changed:
             notes["defaults_changed"] = {key: method.defaults[key] for key in changed}

@@ -9,7 +9,7 @@ import tiny
 import train
 from models import backbones
 from utils.engine import PREEMPTION
-from utils.row_settings import row_settings, sentences
+from utils.row_settings import protected_labels, row_settings, sentences
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
 
@@ -44,6 +44,18 @@ def test_without_a_usual_value_every_row_names_its_own():
     assert row_settings({"one": COMMON | {"top_k": 40}}) == {}
 
 
+def test_who_sees_protected_labels_is_said():
+    rows = {"erm": "none", "fairif": "validation", "cfair": "train", "domind": "train"}
+    configs = {row: COMMON | {"uses_attributes": seen} for row, seen in rows.items()}
+    assert protected_labels(configs) == (
+        "\nProtected labels are seen in training: of the validation images by fairif; "
+        "of the training images by cfair, domind.\n"
+    )
+    assert "by no row" in protected_labels({"erm": configs["erm"]})
+    assert protected_labels({"old": COMMON}) == ""
+    assert row_settings(configs) == {}
+
+
 def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
@@ -58,6 +70,7 @@ def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
     assert line in capsys.readouterr().out
     report = (tmp_path / "r" / "tiny" / "report.html").read_text()
     assert line in report
+    assert "Protected labels are seen in training: by no row." in report
     assert "defaults_changed" not in report
     # a run of before this note was kept gets it, and is not made again
     del held["defaults_changed"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from utils.runs import RECORD
 
-NO_SETTING = RECORD | {"seed", "method", "selected", "defaults_changed"}
+NO_SETTING = RECORD | {"seed", "method", "selected", "defaults_changed", "uses_attributes"}
+SEEN = {"validation": "of the validation images", "train": "of the training images"}
 
 
 def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -50,3 +51,14 @@ def sentences(configs: Mapping[str, Mapping[str, Any]]) -> str:
         f"\nSettings of {row}: {', '.join(f'{key} {text}' for key, text in texts.items())}.\n"
         for row, texts in row_settings(configs).items()
     )
+
+
+def protected_labels(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The line of summary.md that says which rows' training sees protected labels, and whose."""
+    seen = {row: config["uses_attributes"] for row, config in configs.items()
+            if "uses_attributes" in config}
+    said = [f"{SEEN[which]} by {', '.join(row for row in seen if seen[row] == which)}"
+            for which in SEEN if which in seen.values()]
+    if not seen:
+        return ""
+    return f"\nProtected labels are seen in training: {'; '.join(said) or 'by no row'}.\n"

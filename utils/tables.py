@@ -224,7 +224,8 @@ def write_summary(
         baseline=baseline, paired=paired,
     )
     configs = _configs(setting_dir)
-    text += row_settings.sentences(configs) + _selections(configs)
+    text += row_settings.protected_labels(configs) + row_settings.sentences(configs)
+    text += _selections(configs)
     changes = relative.relative_changes(setting_dir, frame)
     text += relative.section(changes)
     csv = frame.to_csv(index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n")
