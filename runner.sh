@@ -8,12 +8,14 @@
 #   SETTING=celeba PROTECTED=Young ...    Smiling/Young; TARGET=Young for Young/Male
 #   SETTING=utkface bash runner.sh table3
 #   SETTING=fairface bash runner.sh fairif-table5    FairIF's tables: demo, celeba, fairface
+#   bash runner.sh table3 --tensorboard   further flags go to every train.py of the experiment
 #
 # A table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Its
 # rows share the setting's pre-trained models, and a run that another table holds is copied. Stopped
-# at any moment, the same command goes on. The comments say what the paper prints: ACC / WST / EO of
-# CelebA Smiling/Male, EO in the worst case; with SETTING=celeba it stands beside ours (PAPER=no
-# leaves it out, where the paper has no such row).
+# at any moment, the same command goes on. Every train.py line is printed so that it can be pasted.
+# The comments say what the paper prints: ACC / WST / EO of CelebA Smiling/Male, EO in the worst
+# case; with SETTING=celeba it stands beside ours (PAPER=no leaves it out, where the paper has no
+# such row).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -27,6 +29,7 @@ FAIRFACE=${FAIRFACE:-$DATA/fairface}   # fairface_label_train.csv, fairface_labe
 MNIST=${MNIST:-$DATA/mnist}            # its four idx files, .gz or not
 SYNTHETIC=${SYNTHETIC:-$DATA/synthetic}
 SETTING=${SETTING:-demo}
+MORE=("${@:2}")                        # flags after an experiment's name go to each train.py of it
 JOBS=${JOBS:-1}                        # seeds trained at once, each by a process of its own
 LAUNCHER_FLAGS=${LAUNCHER_FLAGS:-}     # of every train.py of a table, on a cluster such as
                                        # "--launcher slurm --slurm partition=gpu gpus=1 cpus=8"
@@ -38,7 +41,7 @@ export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALL
 # Sizes, epochs and rates were chosen on the demo's validation faces; see README, "The demo".
 demo() {
   images contextual_head_poses_50
-  rows . "" --methods $METHODS "$@"
+  rows . "" --methods $METHODS
 }
 DEMO_NET="--pretrained none --image-size 64 --min-crop 0.4 --batch-size 32 --pretrain-lr 0.02"
 DEMO_FLAGS="$DEMO_NET --size 1500 --synthetic-ratio 0.8 --synthetic-biased-ratio 0.44
@@ -86,12 +89,14 @@ rows() {  # folder of the table, its number in the paper or "", flags of train.p
   if [ -n "$2" ] && [ $SETTING != demo ] && [ "${PAPER:-}" != no ]; then flags+=(--paper-table "$2"); fi
   local folder=$FOLDER/$1
   flags=(train.py --setting "${folder%/.}" "${flags[@]}" --seeds)
-  if [ $JOBS -gt 1 ] && [ -z "$LAUNCHER_FLAGS" ]; then  # a process a seed; the line after it finds their runs and sums them up
+  if [ $JOBS -gt 1 ] && [ -z "$LAUNCHER_FLAGS" ]; then
+    # a process a seed; the line after it finds their runs and sums them up
     local threads=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
     printf '%s\n' $SEEDS | OMP_NUM_THREADS=$threads TQDM_DISABLE=1 \
-      xargs -P $JOBS -I {} $PYTHON "${flags[@]}" {} "${@:3}"
+      xargs -P $JOBS -I {} $PYTHON "${flags[@]}" {} "${@:3}" "${MORE[@]}"
   fi
-  $PYTHON "${flags[@]}" $SEEDS "${@:3}" $LAUNCHER_FLAGS
+  { printf '\n$'; printf ' %q' $PYTHON "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}" $LAUNCHER_FLAGS; echo; } >&2
+  $PYTHON "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}" $LAUNCHER_FLAGS
 }
 saved() {  # a command on finished runs; while SLURM has them it is printed, to be pasted later
   case $LAUNCHER_FLAGS in
@@ -109,9 +114,14 @@ compared() {  # folder, row: the table with paired differences to that row, ERM 
 images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
   [ $SETTING = demo ] || return 0
   for set in "$@"; do
-    MODEL=demo PROMPTS=prompts/Smiling_Male_$set.json IMAGES_PER_CELL=${IMAGES_PER_CELL:-300} \
+    MODEL=demo PROMPTS=$(prompts_of "$set") IMAGES_PER_CELL=${IMAGES_PER_CELL:-300} \
       OUT="$DATA/synthetic_demo" bash stable_diffusion/generation.sh
   done
+}
+prompts_of() {  # prompt set; the file of the pair, or of the pair turned round
+  local file; file=prompts/$(flag --target)_$(flag --protected)_$1.json
+  [ -e "$file" ] || file=prompts/$(flag --protected)_$(flag --target)_$1.json
+  echo "$file"
 }
 flag() {  # a flag's value in FLAGS
   local i
@@ -141,7 +151,7 @@ edited() {  # list of training images; makes DiGA's edits on the demo, elsewhere
   esac
   if [ $SETTING = demo ]; then
     EDITS=$DATA/edits_demo/${FOLDER}_$(cksum < "$1" | cut -d' ' -f1)
-    $PYTHON -m stable_diffusion.edit --model demo --prompts prompts/Smiling_Male_plain.json \
+    $PYTHON -m stable_diffusion.edit --model demo --prompts "$(prompts_of plain)" \
       --list "$1" --images "$(dirname "$(find "$DATA/demo" -name 000001.jpg)")" --out "$EDITS"
   elif [ ! -f "${EDITS:=$DATA/edits}/manifest.csv" ]; then
     echo "DiGA is left out: no manifest.csv in EDITS=$EDITS; python -m stable_diffusion.edit makes it"
@@ -210,8 +220,15 @@ table7() {
     rows table$number $number --methods aim_fair --synthetic-ratio $ratio \
       --name aim_fair_${ratio}x --paper-row "AIM-Fair ${ratio}x synthetic"
   done
+  compared table$number aim_fair_$(on_demo 0.8 1)x
 }
 table10() { if [ $SETTING != demo ]; then SETTING=utkface; choose; fi; table7; }
+# The scarce cells' share as JTT's error set estimates it, without group labels: what the paper's 1:9
+# rests on.
+bias-ratio() {
+  rows bias-ratio "" --methods jtt $(on_demo "--set first_epochs=5 upweight=10" "")
+  saved models.bias_ratio "$RESULTS/$FOLDER/bias-ratio/jtt"
+}
 # ViT-S/32; EO is the mean of the two differences here: ERM 89.00/71.12/20.18, synthetic only
 # 86.19/83.73/2.32, supplementation 88.97/72.89/19.72, full 89.37/83.95/4.17, LoRA 90.79/86.20/3.14,
 # LTGC 88.75/78.17/17.20, AIM-Fair 90.89/87.79/3.27
@@ -237,6 +254,7 @@ rates() {
     names+=(aim_fair_lr$rate)
   done
   best rates best_rate "" "${names[@]}"
+  compared rates aim_fair_lr$(on_demo 0.01 0.06)
 }
 
 # --- figures: drawn from saved runs; a missing run is made first ----------------------------------
@@ -244,9 +262,13 @@ figure1() {  # accuracy against EO and WST of every strategy
   table3; table4
   saved utils.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
-figure2() { rows figure2 "" --methods full_finetuning $(each freeze) aim_fair; }  # freezing one block
+figure2() {  # freezing one block
+  rows figure2 "" --methods full_finetuning $(each freeze) aim_fair
+  compared figure2 full_finetuning
+}
 figure5() {  # top-k; the paper's best is 55
   for k in 40 45 50 55 60; do rows figure5 "" --methods aim_fair --top-k $k --name aim_fair_k$k; done
+  compared figure5 aim_fair_k55
 }
 PROMPT_SETS="plain contextual_25 contextual_50 contextual_head_poses_50"
 figure4() {  # the images of smiling men, one row a prompt set; the paper: contextual ones vary more
@@ -276,111 +298,17 @@ figure8() {  # where the selected tensors lie; the paper: mostly in early layers
   rows figure8 "" --methods aim_fair
   saved utils.masks "$RESULTS/$FOLDER/figure8"
 }
-celeba() { SETTING=celeba TARGET=${1:-Smiling} PROTECTED=${2:-Male}; choose; rows . 3 --methods $METHODS; }
-
-# --- FairIF --------------------------------------------------------------------------------------
-# Table 4 on the committed Adult, German and COMPAS files, offline, on one core. The paper's FairIF,
-# Acc / AOD / EOD: Adult 68.97 / .170 / .265, German 74.68 / .017 / .024, COMPAS 67.53 / .156 / .218;
-# summary.md prints them beside ours, with the control of shuffled weights.
-fairif-table4() {
-  for model in ${MODELS:-logistic mlp}; do
-    $PYTHON -m models.fairif.tables --model $model --splits ${SPLITS:-20} --results "$RESULTS" "$@"
-  done
-}
-# Tables 1 (MLP), 2 (CNN) and 3 (LeNet) on CI-MNIST, the paper's 500 epochs; add --epochs 25 for an
-# hour on one core (MLP, three seeds). The paper's Original and FairIF under group distribution shift,
-# Acc / AOD / EOD: MLP 98.19 / .065 / .056 and 98.49 / .053 / .031, CNN 98.81 / .043 / .030 and
-# 98.94 / .004 / .003, LeNet 99.17 / .026 / .018 and 99.42 / .018 / .013.
-fairif-table1() { digits 1 "$@"; }
-fairif-table2() { digits 2 "$@"; }
-fairif-table3() { digits 3 "$@"; }
-digits() {
-  $PYTHON -m models.fairif.tables --table $1 --mnist "$MNIST" --seeds ${SPLITS:-5} \
-    --results "$RESULTS" "${@:2}"
+celeba() {
+  SETTING=celeba TARGET=${1:-Smiling} PROTECTED=${2:-Male} MORE=("${@:3}")
+  choose
+  rows . 3 --methods $METHODS
 }
 
-# Tables 5, 6, 11 and Figure 2, on Smiling/Male of the demo's faces (the default), with
-# SETTING=celeba on Blond_Hair/Male, with SETTING=fairface on Male/White: all images, a ResNet whose
-# last hidden layer is 128, 50 epochs at 2e-4 without a schedule, lambda 0.1. The paper states
-# neither optimiser nor batch: here they are SGD with momentum 0.9 and 128, as for AIM-Fair.
-FAIRIF_NET="--image-size 224 --pretrain-lr 0.0002 --pretrain-epochs 50 --milestone 50"
-# On the demo the influence moves layer4 and fc alone, with 12 products over 300 images: no more than
-# an ERM run. With the damping 0.1, 10 steps left a residual of 0.001 (0.01: 14 left 0.03; over all
-# tensors: 11 left 2); 500 images and 30 steps over all tensors cost five runs. Chosen by that alone.
-DEMO_FAIRIF="last_tensors=17 damping=0.1 curvature_images=300 cg_steps=12"
-fairif_choose() {  # FOLDER, SEEDS and FLAGS of the FairIF tables
-  case $SETTING in
-    demo) choose; return ;;
-    celeba) TARGET=${TARGET:-Blond_Hair} ;;
-    fairface) ;;
-    *) echo "error: SETTING=$SETTING is none of demo, celeba and fairface" >&2; exit 2 ;;
-  esac
-  TARGET=${TARGET:-Male} PROTECTED=${PROTECTED:-$(in_fairface White Male)}
-  local root; root=$(in_fairface "$FAIRFACE" "$CELEBA")
-  FOLDER=${SETTING}_${TARGET}_$PROTECTED SEEDS=${SEEDS:-100 200 300}
-  FLAGS=(--dataset $SETTING --data-root "$root" --size all $FAIRIF_NET --pretrained none
-    --backbone resnet18_h128 --target $TARGET --protected $PROTECTED --results "$RESULTS"
-    --store-dir "$DATA/store")
-}
-in_fairface() { if [ $SETTING = fairface ]; then echo "$1"; else echo "$2"; fi; }
-weighted() {  # folder, table, a method that weighs by influence, its flags; with --set last
-  local own=() more=("${@:4}")
-  read -ra own <<< "$(on_demo "$DEMO_FAIRIF" "")"
-  [[ " ${more[*]} " == *" --set "* ]] || [ ${#own[@]} -eq 0 ] || more+=(--set)
-  rows "$1" "$2" --methods "$3" "${more[@]}" "${own[@]}"
-}
-# The paper's Acc / AD / AOD / EOD on CelebA: Original 95.41/4.54/.2485*/.4975, CFair
-# 95.11/4.23/.1954/.3520, DOMIND 94.88/4.18/.1864/.3475, ARL 95.08/4.31/.2185/.4108, FairSMOTE
-# 95.26/4.42/.2256/.3872, FairIF 95.37/3.81/.1220*/.3145; on FairFace: Original
-# 86.68/7.23/.0721/.0610, FairIF 86.63/4.14/.0048*/.0105. * is impossible: AOD < EOD / 2.
-# The paper leaves Influence out on images.
-fairif-table5() {
-  rows fairif-table5 fairif-5 --methods erm cfair domind arl fairsmote
-  rows fairif-table5 "" --methods influence
-  weighted fairif-table5 fairif-5 fairif
-  weighted fairif-table5 "" fairif_shuffled
-  compared fairif-table5
-}
-# Change by FairIF from ImageNet weights, Acc / AD / AOD / EOD in %: ResNet-18 on CelebA
-# +.07/-23.7/-37.1/-23.5, on FairFace +.40/-35.8/-48.8/-66.9; summary.md prints the other four. On
-# the demo: ResNet-18 from random weights (NETWORKS and PRETRAINED choose others).
-fairif-table6() {
-  local networks start
-  networks=${NETWORKS:-$(on_demo resnet18 "resnet18 resnet34 resnet50")}
-  start=${PRETRAINED:-$(on_demo none imagenet)}
-  for network in $networks; do
-    local flags=(--backbone $network$(on_demo "" _h128) --pretrained $start)
-    rows fairif-table6 "" --methods erm "${flags[@]}" --name erm_$network
-    weighted fairif-table6 "" fairif "${flags[@]}" --name fairif_$network
-  done
-}
-# Shares of the validation images whose group labels FairIF uses; the paper's AOD on CelebA: Original
-# .2485*, 100% .1220*, 50% .1491*, 25% .1873*, 10% .2219*; on FairFace .0721, .0048*, .0073*, .0089,
-# .0149. The epoch is chosen on all validation images, without group labels.
-fairif-table11() {
-  rows fairif-table11 fairif-11 --methods erm
-  for share in 1.0 0.5 0.25 0.1; do
-    local percent; percent=$(awk "BEGIN { print 100 * $share }")
-    local row=(--paper-row "$percent%")
-    [ $SETTING != demo ] && [ "${PAPER:-}" != no ] || row=()
-    weighted fairif-table11 fairif-11 fairif --name fairif_$percent "${row[@]}" \
-      --set validation_share=$share
-  done
-  compared fairif-table11
-}
-# The images weighted most and least. The paper: blond men up and blond women down on CelebA, dark
-# skin up and light skin down on FairFace.
-fairif-figure2() { weighted fairif-figure2 "" fairif; }
-# AIM-Fair's strategies and FairIF in one table, in AIM-Fair's settings (demo, CelebA, UTKFace)
-fairif-strategies() {
-  rows fairif-strategies 3 --methods erm full_finetuning aim_fair
-  weighted fairif-strategies "" fairif
-  weighted fairif-strategies "" fairif_shuffled
-  compared fairif-strategies
-}
+# --- FairIF's tables and figures -----------------------------------------------------------------
+. models/fairif/experiments.sh
 
 EXPERIMENTS="demo judge celeba table1 table2 table3 table4 table5 table6 table7 table8 table9 table10
-  table11 rates figure1 figure2 figure4 figure5 figure6 figure7 figure8 fairif-table1 fairif-table2
+  table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7 figure8 fairif-table1 fairif-table2
   fairif-table3 fairif-table4 fairif-table5 fairif-table6 fairif-table11 fairif-figure2
   fairif-strategies"
 name=${1:-demo}
@@ -389,9 +317,13 @@ case " $(echo $EXPERIMENTS) " in
   *) echo "error: no experiment '$name'; there are:" $EXPERIMENTS >&2; exit 2 ;;
 esac
 [[ $JOBS =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS=$JOBS is no whole number above 0" >&2; exit 2; }
+case $name in judge | figure4 | figure7)
+  [ $# -lt 2 ] || { echo "error: $name takes no further flags: ${*:2}" >&2; exit 2; } ;;
+esac
 case $name in
+  celeba) ;;  # chooses for itself
   fairif-table5 | fairif-table6 | fairif-table11 | fairif-figure2) fairif_choose ;;
   *) choose ;;
 esac
-case $name in table* | figure* | rates | fairif-strategies) images contextual_head_poses_50 ;; esac
+case $name in table* | figure* | rates | bias-ratio | fairif-strategies) images contextual_head_poses_50 ;; esac
 "$name" "${@:2}"; exit  # on one line: this file may be edited while an experiment runs

@@ -1,7 +1,7 @@
 """Train methods on a setting and write run folders, tables and figures.
 
-    python train.py --setting demo --dataset demo --synthetic-root data/synthetic \
-        --methods erm full_finetuning aim_fair --seeds 100 200 300
+    python train.py --setting celeba --dataset celeba --data-root /data/celeba \
+        --synthetic-root data/synthetic --methods erm full_finetuning aim_fair --seeds 100 200 300
 
 Every seed of every method is one folder results/<setting>/<method>/seed<k>/; a finished one is
 not run again, an interrupted one goes on, one with other settings is refused by name.
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from datasets import DATASETS
-from datasets.base import is_plain_name, save_list
+from datasets.base import save_list
 from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
@@ -32,7 +32,7 @@ from utils.blocks import require_block
 from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
 from utils.events import events_of, require_tensorboard
-from utils.files import remove_leftovers, write_atomic, write_json
+from utils.files import is_plain_name, remove_leftovers, write_atomic, write_json
 from utils.flags import FINETUNE_ONLY, NOT_RESULTS
 from utils.metrics import fairness_metrics, to_json
 from utils.options import ArgumentParser, check_compiler, parse_options
@@ -61,7 +61,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for flag, parts in (("--setting", args.setting.split("/")), ("--name", [args.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
             raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
-    if args.name in ("", "shared", "figures", "tensorboard", "submitit"):
+    if args.name in ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit"):
         raise UserError(f"--name '{args.name}' is taken or empty; choose another")
     biased = {key: parser().get_default(key) for key in ("minority", "rule")}
     if args.size is None and any(getattr(args, key) != value for key, value in biased.items()):
@@ -81,6 +81,10 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in args.methods:
         for block in getattr(METHODS[name], "blocks", ()):
             require_block(block, names, f"--methods {name}: {args.backbone}")
+        if METHODS[name].uses_attributes == "validation" and args.val == "none":
+            raise UserError(
+                f"--val none: {name} needs validation images with group labels; use --val official"
+            )
     if args.tensorboard:
         require_tensorboard()
     if args.paper_table is not None:
@@ -139,7 +143,7 @@ def load_data(args: argparse.Namespace):
         if args.edits is None:
             raise UserError(
                 "--edits is missing: edit the training images with python -m stable_diffusion.edit "
-                "and give their folder, or leave diga out of --methods"
+                "and give their folder, or leave out the method that needs them"
             )
         args.edited = load_edits(args.edits, splits.train)
     args.digests = {

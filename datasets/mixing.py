@@ -55,7 +55,7 @@ class Data:
 
     @cached_property
     def synthetic_biased(self) -> ImageTable:
-        """As many images as the real set (the paper), biased like it (--synthetic-minority)."""
+        """--synthetic-biased-ratio images a real one (the paper: 1), by --synthetic-minority."""
         size = round(self.settings.synthetic_biased_ratio * len(self.real))
         counts = biased_counts(size, self.settings.synthetic_minority)
         # Another stream than the balanced draw, or the two would share their first images.

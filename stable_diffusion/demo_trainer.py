@@ -15,10 +15,10 @@ from utils.files import atomic_path
 
 
 class Trainer:
-    """AdamW with warm-up and cosine decay, an exponential average, checkpoints and a time budget.
+    """AdamW with warm-up and cosine decay, an exponential average and checkpoints.
 
     `loss(modules, rows, generator)` is the mean loss of one batch of training rows. The length of
-    the schedule is `steps`; the data order and all noise follow from (seed, step), so a resumed
+    the schedule is `steps`; the data order and all noise follow from the step alone, so a resumed
     training sees what an unbroken one would have seen. `cells` says which cell a row belongs to:
     every cell is drawn equally often, or the scarce unsmiling women would hardly be learned.
     """
@@ -80,7 +80,7 @@ class Trainer:
             self.step = step + 1
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise UserError(f"{name}: the loss became {value} at step {step}; lower the rate")
+                raise UserError(f"{name}: the loss became {value} at step {step}; its rate is too high")
             running = value if running is None else 0.98 * running + 0.02 * value
             bar.update(1)
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)

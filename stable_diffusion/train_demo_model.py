@@ -29,6 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from datasets import celeba, demo
 from stable_diffusion.demo_captions import MAX_TOKENS, Captions, train_tokenizer
 from stable_diffusion.demo_trainer import Trainer
+from stable_diffusion.pipeline import pick_device
 from utils.errors import exit_cleanly
 from utils.files import atomic_path
 from utils.options import ArgumentParser
@@ -205,9 +206,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-vae", type=int, default=8)
     parser.add_argument("--batch-unet", type=int, default=32)
     parser.add_argument("--bf16", action="store_true", help="autocast; pays where bf16 is native")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
+    device = pick_device(args.device)
     torch.manual_seed(0)
 
     images, labels = read_faces(demo.unpack(args.data))

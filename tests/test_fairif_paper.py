@@ -1,11 +1,9 @@
-"""FairIF's image tables and figures: the paper's rows, relative change, Figure 2, the runner."""
+"""FairIF's image tables and figures: the paper's rows, relative change, Figure 2."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from datasets.base import ImageTable, save_list
 from models import METHODS, backbones
 from utils import paper
@@ -214,58 +211,3 @@ def test_imagenet_weights_fit_the_network_with_a_hidden_layer(tmp_path, monkeypa
     with pytest.raises(KeyError):
         backbones.build("resnet50_h128", "imagenet")
     assert asked == ["resnet50"]
-
-
-# --- runner.sh -----------------------------------------------------------------------------------
-
-RECORDER = """#!/usr/bin/env bash
-printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
-"""
-EXPERIMENTS = {
-    "demo": ("table5", "table6", "table11", "figure2", "strategies"),
-    "celeba": ("table5", "table6", "table11", "figure2", "strategies"),
-    "fairface": ("table5", "table6", "table11", "figure2"),
-    "utkface": ("strategies",),
-}
-ROWS = {
-    "table5": {"erm", "cfair", "domind", "arl", "fairsmote", "influence", "fairif",
-               "fairif_shuffled"},
-    "table11": {"erm", "fairif_100", "fairif_50", "fairif_25", "fairif_10"},
-    "figure2": {"fairif"},
-    "strategies": {"erm", "full_finetuning", "aim_fair", "fairif", "fairif_shuffled"},
-}
-
-
-def recorded(setting: str, name: str, folder: Path) -> list[list[str]]:
-    """The commands of one experiment, none of them carried out."""
-    python, record = folder / "python", folder / "record"
-    python.write_text(RECORDER)
-    python.chmod(0o755)
-    subprocess.run(
-        ["bash", str(ROOT / "runner.sh"), name], check=True, stdout=subprocess.DEVNULL,
-        env={**os.environ, "SETTING": setting, "PYTHON": str(python), "RECORD": str(record),
-             "LAUNCHER": "true", "SEEDS": "100 200"},
-    )
-    return [line.split("\x1f")[:-1] for line in record.read_text().splitlines()]
-
-
-@pytest.mark.parametrize(("setting", "name"),
-                         [(setting, name) for setting, names in EXPERIMENTS.items()
-                          for name in names])
-def test_every_fairif_line_of_the_runner_is_taken(setting, name, tmp_path):
-    rows = set()
-    for line in recorded(setting, f"fairif-{name}", tmp_path):
-        if line[0] != "train.py":
-            continue
-        args = train.complete(train.parser().parse_args(line[1:]))
-        assert args.setting.endswith(f"/fairif-{name}")
-        rows.update([args.name] if args.name else args.methods)
-        if setting in ("celeba", "fairface") and name != "strategies":
-            assert args.backbone.endswith("_h128") and args.pretrain_lr == 2e-4
-            assert (args.pretrain_epochs, args.milestone, args.batch_size) == (50, 50, 128)
-            assert (args.pretrained == "imagenet") == (name == "table6")
-        weighs = any(method.startswith("fairif") for method in args.methods)
-        assert (setting == "demo" and weighs) == ("curvature_images" in args.options)
-    networks = ("resnet18",) if setting == "demo" else backbones.RESNETS
-    pairs = {f"{method}_{network}" for method in ("erm", "fairif") for network in networks}
-    assert rows == ROWS.get(name, pairs)
