@@ -80,7 +80,7 @@ class Trainer:
             self.step = step + 1
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise UserError(f"{name}: the loss became {value} at step {step}; its rate is too high")
+                raise UserError(f"{name}: the loss became {value} at step {step}; lower its rate")
             running = value if running is None else 0.98 * running + 0.02 * value
             bar.update(1)
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)

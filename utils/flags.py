@@ -132,8 +132,8 @@ def parser(
                    help="auto: bf16 on cuda, fp32 on cpu")
     g.add_argument("--compile", action="store_true",
                    help="torch.compile steps and validation: up to minutes at the start of each "
-                   "training, for long ones on a GPU (the steps of MAPLE, FairIF, Influence, CFair, "
-                   "DOMIND, ARL and DiGA's BYOL stay as they are)")
+                   "training, for long ones on a GPU (the steps of MAPLE, FairIF, Influence, "
+                   "CFair, DOMIND, ARL and DiGA's BYOL stay as they are)")
     g.add_argument("--workers", type=count, default=1, help="threads that prepare batches")
     g.add_argument("--store-dir", type=Path, default=None,
                    help="folder of decoded images; data/store where not given")
