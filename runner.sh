@@ -131,8 +131,12 @@ each() { for block in stem layer1 layer2 layer3 layer4 fc; do echo "$1_$block"; 
 on_demo() { if [ $SETTING = demo ]; then echo "$1"; else echo "$2"; fi; }
 
 # --- tables --------------------------------------------------------------------------------------
+# Costs: passes over the 20,000 images a seed, and the demo's three seeds on one core. The 15 passes
+# of ERM are made once for all tables of a setting; the images cost 3.5 EFLOP a pair and prompt set.
 # ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
 # JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
+# Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of errors, MAPLE 60, DiGA 300
+# of BYOL and 15, AIM-Fair 13. Demo: 3 hours.
 table1() { debiasing table1 1; compared table1; }
 debiasing() {  # folder, number, further flags
   # The demo's 47 steps an epoch are few: references train longer, and CVaR averages over half of a
@@ -159,7 +163,7 @@ edited() {  # list of training images; makes DiGA's edits on the demo, elsewhere
   fi
 }
 # 50%: ERM 87.50/67.80/26.10, AIM-Fair 88.85/83.99/6.28; 25%: 87.10/65.90/27.70, 88.89/82.54/7.59;
-# 10%: 86.90/62.80/28.90, 87.90/81.73/8.16
+# 10%: 86.90/62.80/28.90, 87.90/81.73/8.16. Cost: 85% of Table 1's.
 table2() {
   local size; size=$(echo "${FLAGS[*]}" | sed -E 's/.*--size ([0-9]+).*/\1/')
   for share in 50 25 10; do
@@ -169,7 +173,8 @@ table2() {
 }
 # ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
 # repairing 89.72/75.05/21.18, linear probing 89.69/77.41/17.51, full 88.77/82.74/6.83,
-# AIM-Fair 89.02/84.20/6.07. Cost: 42,000 images a pair of attributes, then 10 seeds x 25 epochs a row.
+# AIM-Fair 89.02/84.20/6.07. Cost: 15 or 30 a row trained from the start, 10 fine-tuned, AIM-Fair 13
+# with its mask. Demo: 50 minutes.
 table3() {
   rows table3 3 --methods erm synthetic_only data_supplementation data_repairing linear_probing \
     full_finetuning aim_fair
@@ -177,7 +182,8 @@ table3() {
 }
 # best random 89.33/82.17/9.11, update one block 90.04/80.64/12.45, freeze one 89.06/83.48/7.00,
 # cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Ours beside them: a random mask of AIM-Fair's
-# size, and AIM-Fair with batch norm's running statistics frozen too.
+# size, and AIM-Fair with batch norm's running statistics frozen too. Cost: 10 to 13 each of 20 rows.
+# Demo: 80 minutes.
 RANDOM_ROWS="random_40 random_55 random_70 random_85"
 table4() {
   rows table4 4 --methods $RANDOM_ROWS random_mask $(each update) $(each freeze) aim_fair
@@ -191,7 +197,8 @@ table4() {
   saved utils.masks "$RESULTS/$FOLDER/table4"
 }
 # trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
-# contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87
+# contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row, and the images
+# of all four sets. Demo: 70 minutes, 8 of them for the images.
 table5() {
   images plain contextual_25 contextual_50 contextual_head_poses_50
   prompts() { rows table5 5 --methods synthetic_only --prompt-set $1 --name $1 --paper-row "$2"; }
@@ -202,7 +209,7 @@ table5() {
   compared table5 plain
 }
 # full 88.77/82.74/6.83; 4:6 89.23/83.90/8.78, 3:7 88.90/83.52/7.72, 2:8 88.97/83.16/7.30,
-# 1:9 89.02/84.20/6.07
+# 1:9 89.02/84.20/6.07. Cost: 13 a row. Demo: 26 minutes.
 table6() {
   rows table6 6 --methods full_finetuning
   for m in 4 3 2 1; do
@@ -213,7 +220,8 @@ table6() {
 }
 # 0.5x 89.51/80.80/10.31, 1x 89.02/84.20/6.07, 1.5x 88.34/81.25/7.13, 2x 88.81/83.36/6.08
 # Table 10, UTKFace: ERM 88.86/79.58/16.59, 0.5x 88.91/82.61/6.74, 1x 88.30/84.26/4.81,
-# 1.5x 88.23/83.70/5.45, 2x 88.98/83.04/6.73. The demo has images for 0.8x.
+# 1.5x 88.23/83.70/5.45, 2x 88.98/83.04/6.73. The demo has images for 0.8x. Cost: 8, 13, 18 and 23.
+# Demo: 22 minutes.
 table7() {
   local number=7; [ $SETTING != utkface ] || { number=10; rows table10 10 --methods erm; }
   for ratio in $(on_demo "0.2 0.4 0.6 0.8" "0.5 1 1.5 2"); do
@@ -231,22 +239,23 @@ bias-ratio() {
 }
 # ViT-S/32; EO is the mean of the two differences here: ERM 89.00/71.12/20.18, synthetic only
 # 86.19/83.73/2.32, supplementation 88.97/72.89/19.72, full 89.37/83.95/4.17, LoRA 90.79/86.20/3.14,
-# LTGC 88.75/78.17/17.20, AIM-Fair 90.89/87.79/3.27
+# LTGC 88.75/78.17/17.20, AIM-Fair 90.89/87.79/3.27. Cost: as Table 3's, with another backbone.
 table8() {
   rows table8 "8 (ViT-S/32)" --backbone vit_small_patch32 --top-k 0.887 --methods erm \
     synthetic_only data_supplementation full_finetuning lora ltgc aim_fair
   compared table8
 }
-# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07
+# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07. Cost: 15, 30, 13.
 table9() { rows table9 9 --methods erm ltgc aim_fair; compared table9; }
 # Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The generated
-# images are those of Young/Male with the cells transposed (on the demo: of Smiling/Male).
+# images are those of Young/Male with the cells transposed (on the demo: of Smiling/Male). Cost: 15,
+# 10, 13.
 table11() {
   TARGET=Male PROTECTED=$(on_demo Smiling Young); choose
   rows table11 11 --methods erm full_finetuning aim_fair
   compared table11
 }
-# the fine-tuning's rate, chosen on validation; the paper prints ten times these values
+# the fine-tuning's rate, chosen on validation; the paper prints ten times these values. Cost: 13 each.
 rates() {
   local names=()
   for rate in $(on_demo "0.005 0.01 0.02" "0.04 0.05 0.06"); do
@@ -262,11 +271,11 @@ figure1() {  # accuracy against EO and WST of every strategy
   table3; table4
   saved utils.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
-figure2() {  # freezing one block
+figure2() {  # freezing one block: rows of Table 4
   rows figure2 "" --methods full_finetuning $(each freeze) aim_fair
   compared figure2 full_finetuning
 }
-figure5() {  # top-k; the paper's best is 55
+figure5() {  # top-k; the paper's best is 55. Cost: 13 each
   for k in 40 45 50 55 60; do rows figure5 "" --methods aim_fair --top-k $k --name aim_fair_k$k; done
   compared figure5 aim_fair_k55
 }
