@@ -135,8 +135,8 @@ on_demo() { if [ $SETTING = demo ]; then echo "$1"; else echo "$2"; fi; }
 # of ERM are made once for all tables of a setting; the images cost 3.5 EFLOP a pair and prompt set.
 # ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
 # JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
-# Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of errors, MAPLE 60, DiGA 300
-# of BYOL and 15, AIM-Fair 13. Demo: 3 hours.
+# Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of errors, MAPLE about 60, DiGA
+# 300 of BYOL and 15, AIM-Fair 13. Demo: 3 hours.
 table1() { debiasing table1 1; compared table1; }
 debiasing() {  # folder, number, further flags
   # The demo's 47 steps an epoch are few: references train longer, and CVaR averages over half of a
@@ -173,7 +173,7 @@ table2() {
 }
 # ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
 # repairing 89.72/75.05/21.18, linear probing 89.69/77.41/17.51, full 88.77/82.74/6.83,
-# AIM-Fair 89.02/84.20/6.07. Cost: 15 or 30 a row trained from the start, 10 fine-tuned, AIM-Fair 13
+# AIM-Fair 89.02/84.20/6.07. Cost: 15 to 30 a row trained from the start, 10 fine-tuned, AIM-Fair 13
 # with its mask. Demo: 50 minutes.
 table3() {
   rows table3 3 --methods erm synthetic_only data_supplementation data_repairing linear_probing \
@@ -245,7 +245,7 @@ table8() {
     synthetic_only data_supplementation full_finetuning lora ltgc aim_fair
   compared table8
 }
-# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07. Cost: 15, 30, 13.
+# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07. Cost: 15, 27, 13.
 table9() { rows table9 9 --methods erm ltgc aim_fair; compared table9; }
 # Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The generated
 # images are those of Young/Male with the cells transposed (on the demo: of Smiling/Male). Cost: 15,
