@@ -16,8 +16,8 @@ from PIL import Image
 
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.metrics import CELLS
 
-CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a): the four cells of target and protected label
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
 MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
 READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
@@ -113,11 +113,6 @@ def check_pair(dataset: str, attributes: tuple[str, str], target: str, protected
             f"{dataset}'s target and protected attribute are {' and '.join(attributes)}, "
             f"not {target} and {protected}; change --target and --protected"
         )
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name from a file list stays in its folder: no separator, no `..`, not empty."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 def named(names: Sequence[str], limit: int = 20) -> str:

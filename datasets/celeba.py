@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.base import ImageTable, Splits, check_images, check_val, is_plain_name, named
+from datasets.base import ImageTable, Splits, check_images, check_val, named
 from datasets.subsets import balanced_counts, biased_subset, draw_cells, labels
 from utils.errors import UserError
+from utils.files import is_plain_name
 
 PARTITIONS = ("train", "val", "test")  # 0, 1, 2 in list_eval_partition
 AGAIN = "download the file again"

@@ -12,15 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datasets.base import (
-    CELLS,
-    ImageTable,
-    Splits,
-    check_images,
-    check_pair,
-    check_val,
-    is_plain_name,
-)
+from datasets.base import CELLS, ImageTable, Splits, check_images, check_pair, check_val
 from datasets.subsets import (
     balanced_counts,
     biased_counts,
@@ -30,6 +22,7 @@ from datasets.subsets import (
     take_counts,
 )
 from utils.errors import UserError
+from utils.files import is_plain_name
 
 ATTRIBUTES = ("Male", "White")
 CSV = {"train": "fairface_label_train.csv", "val": "fairface_label_val.csv"}

@@ -14,8 +14,9 @@ import os
 import re
 from pathlib import Path
 
-from datasets.base import CELLS, ImageTable, check_images, is_plain_name, named
+from datasets.base import CELLS, ImageTable, check_images, named
 from utils.errors import UserError
+from utils.files import is_plain_name
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 COLUMNS = ("path", "y", "a")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from models.debiasing.jtt import error_set
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, reason
 from utils.options import ArgumentParser
 
 
@@ -39,10 +39,17 @@ def of_run(folder: Path) -> float:
     try:
         logits = np.load(folder / "reference" / "logits.npy")
         y = pd.read_csv(folder / "train.csv")["y"].to_numpy()  # its column `a` is not used
-    except OSError as error:
+    except FileNotFoundError as error:
         raise UserError(
             f"{error.filename} is missing: run JTT (--methods jtt) and give its folder"
         ) from None
+    except (OSError, EOFError, ValueError, KeyError) as error:  # an empty table: a ValueError
+        raise UserError(
+            f"{folder}: reference/logits.npy or train.csv is damaged ({reason(error)}); delete "
+            "that folder and run JTT again"
+        ) from None
+    if not len(y):
+        raise UserError(f"{folder}/train.csv lists no image; delete that folder and run JTT again")
     if len(logits) != len(y):
         raise UserError(f"{folder}: logits and train.csv differ in length; run that seed again")
     return minority_share(logits, y)

@@ -1,55 +1,48 @@
-"""LoRA (Hu et al., ICLR 2022): a low-rank update beside every frozen weight matrix."""
+"""LoRA (Hu et al., ICLR 2022): a low-rank update beside every frozen weight matrix, by peft."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from utils.blocks import OUTPUT_BLOCKS, block_of
 
 
-class LowRank(nn.Module):
-    """weight -> weight + alpha / rank * up @ down, the product shaped like the weight.
-
-    down float [rank, in * kernel] is normal, up float [out, rank] zero, so that training starts at
-    the given weight (Hu 2022, section 4.1).
-    """
-
-    def __init__(self, weight: Tensor, rank: int, alpha: float, generator: torch.Generator):
-        super().__init__()
-        rows, columns = weight.flatten(1).shape
-        rank = min(rank, rows, columns)
-        down = torch.randn(rank, columns, generator=generator) / columns**0.5
-        self.down = nn.Parameter(down.to(weight))
-        self.up = nn.Parameter(torch.zeros(rows, rank).to(weight))
-        self.scale = alpha / rank
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.scale * self.up @ self.down).view(weight.shape)
-
-
 def add_lora(model: nn.Module, seed: int, *, rank: int, alpha: float) -> None:
-    """Give every linear and convolution weight but the output layer's a LowRank update, in place.
+    """Give every linear layer and convolution but the output layer's a low-rank update, in place.
 
     For the ViT these are the patch embedding, attention and feed-forward matrices, for a ResNet all
-    convolutions. The first matrices follow the seed alone, so a restart finds the same ones.
+    convolutions. An update is alpha / rank * B A, A random and B zero, so that training starts at
+    the given weights (Hu 2022, section 4.1). A follows the seed alone, so a restart finds the same
+    one. Everything but A and B is frozen.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d) and block_of(name) not in OUTPUT_BLOCKS:
-            update = LowRank(module.weight, rank, alpha, generator)
-            parametrize.register_parametrization(module, "weight", update, unsafe=True)
+    # seconds to import, and only LoRA needs it
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = [
+        name for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and block_of(name) not in OUTPUT_BLOCKS
+    ]
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, wherever the weights are
+        torch.default_generator.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
+        inject_adapter_in_model(config, model)
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Write the updates into the weights: the model has its backbone's own tensors again."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            with torch.no_grad():
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    """Write the updates into the weights: the model has its backbone's own tensors again.
+
+    Raises AttributeError for a model without LoRA.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    del model.peft_config
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
 
 
 def is_adapter(tensor: str) -> bool:
-    """Whether a parameter tensor is one of LoRA's matrices, from its name."""
-    return ".parametrizations.weight.0." in tensor
+    """Whether a parameter tensor is one of LoRA's matrices A and B, from its name."""
+    return ".lora_A." in tensor or ".lora_B." in tensor

@@ -85,7 +85,8 @@ class Strategy:
         mask = _mask(self.tensors, model, data, settings, folder)
         freeze_all_but(model, {name for name, chosen in mask["tensors"].items() if chosen})
         log = log + _fit(model, data, train, settings.finetune, settings, folder, "finetune")
-        merge_lora(model)
+        if self.adapter is not None:
+            merge_lora(model)
         return _method(model, settings.finetune, settings), log, mask
 
 
@@ -122,7 +123,7 @@ STRATEGIES: dict[str, Strategy] = {
     "lora": Strategy(
         "synthetic_balanced", "pretrained", adapters, paper_row="LoRA", adapter=add_lora,
         # the paper gives neither; 8 and 8 are peft's defaults
-        defaults={"rank": 8, "alpha": 8.0}, ranges={"rank": (1, 10**4), "alpha": (1e-6, 1e6)},
+        defaults={"rank": 8, "alpha": 8.0}, ranges={"rank": (1, 2048), "alpha": (1e-6, 1e6)},
     ),
     "aim_fair": Strategy(
         "synthetic_balanced", "pretrained", sensitive_to_bias, paper_row="AIM-Fair"

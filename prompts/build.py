@@ -27,7 +27,6 @@ from prompts.check import (
 from prompts.endpoint import Endpoint, parse_answer
 from prompts.instruction import (
     ATTRIBUTES,
-    CELLS,
     STARTS_WITH,
     answer_format,
     check_attributes,
@@ -37,6 +36,7 @@ from prompts.instruction import (
 )
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
+from utils.metrics import CELLS
 from utils.options import ArgumentParser
 
 ROUNDS = 6  # requests per cell and start; a good model needs one or two

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prompts.attributes import HEAD_POSE, ages, plain_text, values_named
-from prompts.instruction import ATTRIBUTES, CELLS, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
+from prompts.instruction import ATTRIBUTES, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
 from utils.errors import UserError, exit_cleanly
+from utils.metrics import CELLS
 from utils.options import ArgumentParser
 
 PROMPTS = Path(__file__).parent

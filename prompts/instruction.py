@@ -11,7 +11,6 @@ import re
 
 from utils.errors import UserError
 
-CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a), in the order of the prompt files
 STARTS_WITH = "Portrait face photo of a"
 CLIP_TOKENS = 77  # the text encoder's context, start and end token included
 

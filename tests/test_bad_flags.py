@@ -174,6 +174,7 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--setting", "a//b"], "--setting"),
     (["--methods", "erm", "--name", "submitit"], "--name 'submitit'"),
     (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
+    (["--methods", "erm", "fairif", "--val", "none"], "--val none"),
     (["--launcher", "pbs"], "--launcher"),
     (["--slurm", "time=60"], "--slurm"),
     (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),

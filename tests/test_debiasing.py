@@ -185,6 +185,14 @@ def test_mask_is_bernoulli_and_lets_gradients_through():
     assert torch.isfinite(s.grad).all() and (s.grad > 0).all()
 
 
+def test_the_risk_is_that_of_the_environments_in_the_batch():
+    losses = torch.tensor([1.0, 3.0, 5.0])
+    assert float(environment_risk(losses, torch.tensor([0, 0, 1]), 10.0)) == 3.5 + 10 * 1.5**2
+    for absent in (0, 1):
+        present = torch.full((4,), 1 - absent)
+        assert float(environment_risk(torch.ones(4), present, 10.0)) == 1.0
+
+
 def test_hypergradient_against_finite_differences():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)).double()

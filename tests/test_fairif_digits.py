@@ -13,7 +13,7 @@ from refusals import refused
 from torch import nn
 
 from datasets import ci_mnist
-from models.fairif import digits, tables
+from models.fairif import digits, influence, tables
 from models.fairif.baselines import BASELINES, domind, fairsmote
 from models.fairif.fairif import Settings
 from models.fairif.networks import PIXELS, digit_cnn, digit_lenet, digit_mlp, mlp
@@ -253,6 +253,30 @@ def test_the_runners_line_is_the_papers_setting(table, tmp_path):
     assert options.baselines == list(BASELINES)
 
 
+def test_inverse_and_product_reach_the_digits(tmp_path, monkeypatch):
+    calls, inverse_hvp = [], influence.inverse_hvp
+
+    def recorded(*arguments, **settings):
+        calls.append((settings["method"], settings["product"]))
+        return inverse_hvp(*arguments, **settings)
+
+    monkeypatch.setattr(influence, "inverse_hvp", recorded)
+    default = {"damping": 0.01, "inverse": "cg, 3 products", "curvature": "10000 digits"}
+    for number, (flags, given, held) in enumerate((
+        ([], ("cg", "gauss_newton"), default),
+        (["--inverse", "lissa", "--damping", "10"], ("lissa", "gauss_newton"),
+         default | {"inverse": "lissa, 3 products", "damping": 10}),
+        (["--product", "hessian", "--damping", "10"], ("cg", "hessian"),
+         default | {"product": "hessian", "damping": 10}),
+    )):
+        calls.clear()
+        tables.main(command(tmp_path, "1", "--baselines", "--name", str(number), *flags))
+        assert calls == [given] * 2
+        record = json.loads((tmp_path / str(number) / "size/seed0/fairif.json").read_text())
+        assert {key: record["config"][key] for key in held} == held
+        assert ("product" in record["config"]) == ("product" in held)
+
+
 def test_mistakes_are_one_sentence(tmp_path, capsys):
     out, main = tmp_path / "out", tables.main
     for arguments, names in (
@@ -268,6 +292,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         (["--rate", "0"], "--rate"),
         (["--damping", "nan"], "--damping"),
         (["--table", "5"], "--table"),
+        (["--inverse", "exact"], "--inverse exact"),
+        (["--inverse", "newton"], "--inverse"),
+        (["--product", "fisher"], "--product"),
         (["--name", "a/b"], "--name"),
     ):
         refused(capsys, main, [*command(out), *arguments], names=names, out=out)

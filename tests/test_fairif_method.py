@@ -11,9 +11,10 @@ import train
 from datasets.base import ImageTable
 from models import METHODS, backbones
 from models.fairif import method as fairif_method
-from models.fairif.method import read_array, validation_images
+from models.fairif.method import gradient_norm, validation_images
 from utils.engine import PREEMPTION
 from utils.errors import UserError
+from utils.files import read_array
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,27 @@ def test_a_validation_share_is_drawn_by_cell_and_by_seed(data, tmp_path, capsys,
                               "--methods", "fairif", "--set", "validation_share=0.1"))
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2 and message.startswith("error: the validation set has no sample")
+
+
+def test_the_gradient_norm_is_zero_at_the_minimum_of_what_was_trained():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1).double()
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.arange(40) % 2
+    batches = [(None, part, labels, None) for part, labels in zip(x.split(15), y.split(15))]
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1, max_iter=200, tolerance_grad=1e-12,
+                                  tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.double())
+        value = loss + 0.1 / 2 * sum(p.square().sum() for p in model.parameters())
+        value.backward()
+        return value
+
+    optimizer.step(objective)
+    assert gradient_norm(model, batches, 0.1) < 1e-9
+    size = torch.cat([p.detach().flatten() for p in model.parameters()]).norm().item()
+    assert gradient_norm(model, batches, 0.0) == pytest.approx(0.1 * size, rel=1e-6)
 
 
 def test_damaged_scores_are_named(tmp_path):

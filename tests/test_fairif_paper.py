@@ -100,22 +100,33 @@ def test_summary_stands_beside_fairifs_paper_and_marks_the_impossible(tmp_path):
     assert " AOD " in paired and "| cfair " in paired
 
 
-def test_relative_change_is_of_erms_mean_over_seeds(tmp_path):
+@pytest.mark.parametrize("control", [False, True])
+def test_relative_change_is_of_erms_mean_over_seeds(tmp_path, control):
     for seed, (before, after) in enumerate([((80, 80, 80, 40), (80, 80, 80, 60)),
                                             ((80, 80, 80, 60), (80, 80, 80, 70))]):
         for name, correct in (("erm_resnet18", before), ("fairif_resnet18", after)):
             write_run(tmp_path / "s" / name / f"seed{seed}", correct,
                       backbone="resnet18_h128", pretrained="imagenet")
+        if control:  # as ERM but for 10 points less in the last cell
+            write_run(tmp_path / "s" / "fairif_shuffled_resnet18" / f"seed{seed}",
+                      (*before[:3], before[3] - 10), backbone="resnet18_h128",
+                      pretrained="imagenet")
     write_run(tmp_path / "s" / "fairif_resnet34" / "seed0", (1, 2, 3, 4))  # no ERM beside it
     text = write_summary(tmp_path / "s")
-    line = next(line for line in text.splitlines() if line.startswith("| resnet18 "))
+    line, *others = (line for line in text.splitlines() if line.startswith("| resnet18 "))
     # EOD 40 and 20, mean 30; 20 and 10, mean 15. Accuracy 70 and 75, then 75 and 77.5
     assert [cell.strip() for cell in line.split("|")[2:-1]] == [
-        "+5.17 / +0.07", "-50.00 / -23.73", "-50.00 / -37.08", "-50.00 / -23.51"
+        "FairIF", "+5.17 / +0.07", "-50.00 / -23.73", "-50.00 / -37.08", "-50.00 / -23.51"
     ]
     assert "resnet34" not in text.split("FairIF's change")[1]
     stored = pd.read_csv(tmp_path / "s" / "relative_change.csv")
-    assert stored.eod.tolist() == [-50] and stored.paper_aod.tolist() == [-37.08]
+    assert stored.eod.tolist()[:1] == [-50] and stored.paper_aod.tolist()[:1] == [-37.08]
+    assert len(stored) == 1 + control == 1 + len(others)
+    assert ("Shuffled weights: FairIF's, dealt to other images" in text) == control
+    if control:  # EOD 30 becomes 40, and accuracy 72.5 becomes 70; the paper has no such row
+        cells = [cell.strip() for cell in others[0].split("|")[2:-1]]
+        assert cells[0] == "shuffled weights" and stored["row"].tolist()[1] == cells[0]
+        assert cells[1] == "-3.45 / n/a" and cells[4] == "+33.33 / n/a"
 
 
 # --- Figure 2 ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets import tabular
-from models.fairif import tables
+from models.fairif import influence, tables
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -86,6 +86,12 @@ def test_table_4_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
     assert printed_figure["ERM"] == pytest.approx(np.mean(column["erm"]), abs=1e-4)
     difference = np.mean(column["fairif"]) - np.mean(column["erm"])
     assert printed_figure["FairIF minus ERM"] == pytest.approx(difference, abs=2e-4)
+    tex = (folder / "summary.tex").read_text()
+    best = max(names, key=printed_figure.get)
+    assert tex.count(r"\begin{tabular}") == 1 and tex.count("{") == tex.count("}")
+    line = next(line for line in tex.splitlines() if line.startswith(f"{best} & "))
+    assert line.split(" & ")[2].startswith(rf"\textbf{{{printed_figure[best]:.2f}}} $\pm$ ")
+    assert "FairIF minus shuffled eps &  & $" in tex
     for split in splits:
         before, after = (np.abs(split["check"][key]).sum() for key in ("gaps", "gaps_after"))
         assert after < 0.5 * before and split["check"]["gradient_norm"] <= 1e-7
@@ -101,6 +107,32 @@ def test_table_4_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         tables.main([*command, "--temperature", "0.5"])
     assert stop.value.code == 2 and "temperature was 0.3 and is now 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "given", "held"), [
+    ([], ("exact", "gauss_newton"), {"inverse": "exact"}),
+    (["--model", "mlp"], ("cg", "gauss_newton"), {"inverse": "cg"}),
+    (["--inverse", "cg"], ("cg", "gauss_newton"), {"inverse": "cg"}),
+    (["--inverse", "lissa"], ("lissa", "gauss_newton"), {"inverse": "lissa"}),
+    (["--product", "hessian"], ("exact", "hessian"), {"inverse": "exact", "product": "hessian"}),
+])
+def test_inverse_and_product_reach_the_computation(flags, given, held, tmp_path, monkeypatch):
+    calls, inverse_hvp = [], influence.inverse_hvp
+
+    def recorded(*arguments, **settings):
+        calls.append((settings["method"], settings["product"]))
+        return inverse_hvp(*arguments, **settings)
+
+    monkeypatch.setattr(influence, "inverse_hvp", recorded)
+    tables.main(["--splits", "2", "--datasets", "german", "--results", str(tmp_path),
+                 "--baselines", "--name", "t", *flags])
+    assert calls == [given] * 2
+    config = json.loads((tmp_path / "t" / "german" / "split0.json").read_text())["config"]
+    # by default the settings of results from before the flags, so that those stay valid
+    before = {"model", "baselines", "relaxation", "temperature", "draws", "lambda", "penalty", "l2",
+              "inverse", "fractions"}
+    assert config.keys() == before | held.keys()
+    assert {key: config[key] for key in held} == held
 
 
 def test_the_columns_of_a_categorical_attribute_are_one_block():

@@ -12,8 +12,9 @@ import pytest
 
 from prompts import build, check, endpoint
 from prompts.attributes import HEAD_POSE, ages, values_named
-from prompts.instruction import CELLS, instruction
+from prompts.instruction import instruction
 from utils.errors import UserError
+from utils.metrics import CELLS
 
 FOLDER = Path(check.__file__).parent
 FILES = sorted(FOLDER.glob("*.json"))

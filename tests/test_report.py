@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from datasets.base import CELLS, ImageTable
-from utils import plots, tables
+from utils import masks, plots, tables
 from utils.files import write_json
 from utils.metrics import fairness_metrics, to_json
 from utils.report import main, write_contact_sheets, write_report
@@ -124,6 +124,14 @@ def test_pictures_are_the_saved_ones(setting):
         size = Image.open(io.BytesIO(data)).size
         assert (int(picture["width"]), int(picture["height"])) == size
         assert picture["alt"]
+
+
+def test_masks_printed_later_are_in_the_report(setting):
+    masks.main([str(setting)])
+    page = Page((setting / "report.html").read_text())
+    assert ["aim_fair", "2", "44 of 44", "1.00", "1.00", "44", "0"] in page.cells
+    (setting / "masks.md").unlink()
+    write_report(setting)
 
 
 def test_a_contact_sheet_shows_its_cell_from_first_to_last(setting):

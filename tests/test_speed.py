@@ -27,6 +27,7 @@ from models.debiasing.diga import BYOL, DiGA, encoder_of
 from models.debiasing.eiil import EIIL
 from models.debiasing.lff import LfF
 from models.debiasing.maple import MAPLE
+from models.fairif.images import ARL, DOMIND, CFair, FairSMOTE
 from models.fairif.method import FairIF
 from models.finetune import freeze_all_but
 from models.ltgc import LTGC
@@ -58,6 +59,14 @@ MAKE = {
     ),
     "diga": lambda net: DiGA(net, RECIPE, options=DiGA.defaults, encoder=None),
     "fairif": lambda net: FairIF(net, RECIPE, weights=torch.ones(SIZE, device=net.fc.bias.device)),
+    "cfair": lambda net: CFair(
+        net, RECIPE, options=CFair.defaults, by_class=torch.ones(SIZE), by_group=torch.ones(SIZE)
+    ),
+    "domind": lambda net: DOMIND(net, RECIPE, options=DOMIND.defaults),
+    "arl": lambda net: ARL(net, RECIPE, options=ARL.defaults | {"warm_up": 1}),
+    "fairsmote": lambda net: FairSMOTE(
+        net, RECIPE, options=FairSMOTE.defaults, share=np.zeros(SIZE, np.float32)
+    ),
 }  # fmt: skip
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,23 +12,26 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import train
 from datasets.base import CELLS, ImageTable, Splits
 from datasets.mixing import Data
-from models import METHODS, tsne
+from models import METHODS
+from models.backbones import BACKBONES
 from models.bias_ratio import main as bias_ratio
 from models.bias_ratio import minority_share
+from models.finetune import freeze_all_but
+from models.lora import add_lora, is_adapter, merge_lora
 from models.ltgc import LTGC, mix_pairs
 from models.strategies import STRATEGIES
-from stable_diffusion import grids
 from utils import masks, runs
 from utils.best import main as best
 from utils.engine import PREEMPTION, Recipe
 from utils.errors import UserError
 from utils.files import write_json
-from utils.tables import paper_row, write_summary
+from utils.tables import write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = {(0, 0): 2, (0, 1): 9, (1, 0): 8, (1, 1): 1}
@@ -105,8 +107,6 @@ def test_every_row_says_which_images_and_labels_it_uses(name):
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
     """ResNet-18's tensors without numbers."""
-    from models.backbones import BACKBONES
-
     with torch.device("meta"):
         return BACKBONES["resnet18"](None)
 
@@ -143,8 +143,6 @@ def test_random_selection_has_the_papers_sizes(share, number, resnet):
 
 
 def test_block_rows_name_the_blocks_a_vit_has():
-    from models.backbones import BACKBONES
-
     vit = BACKBONES["vit_small_patch32"](None)
     assert vit(torch.zeros(1, 3, 48, 48)).shape == (1, 1)  # 48 is padded to 64
     assert len(chosen("full_finetuning", vit)) == 152
@@ -187,7 +185,7 @@ def test_random_mask_is_as_large_as_aim_fairs_and_another(trained):
 
 def test_lora_moves_only_weight_matrices_and_the_last_layer(trained):
     updated = {name for name, moved in mask_of(trained, "lora").items() if moved}
-    assert updated >= {"fc.weight", "fc.bias", "conv1.parametrizations.weight.0.up"}
+    assert updated >= {"fc.weight", "fc.bias", "conv1.lora_B.default.weight"}
     assert len(updated) == 2 + 2 * 20  # two matrices for each of ResNet-18's 20 convolutions
     folder = trained / "lora" / "seed100"
     after = torch.load(folder / "classifier.pt", weights_only=True)["model"]
@@ -200,6 +198,68 @@ def test_lora_moves_only_weight_matrices_and_the_last_layer(trained):
     assert parameters == {n for n in before if before[n].ndim == 4} | {"fc.weight", "fc.bias"}
     change = (after["layer4.1.conv2.weight"] - before["layer4.1.conv2.weight"]).flatten(1)
     assert torch.linalg.matrix_rank(change, rtol=1e-4) <= 8
+
+
+def step(model: nn.Module, x: torch.Tensor) -> None:
+    """Two steps of SGD on all that is not frozen: B is zero before the first."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.softplus(-model(x)).mean().backward()
+        optimizer.step()
+
+
+def with_lora(name: str, seed: int, drawn: int = 0) -> tuple[nn.Module, nn.Module]:
+    """(a backbone, its copy with LoRA of that seed after `drawn` other random numbers)."""
+    torch.manual_seed(0)
+    base = BACKBONES[name](None).eval()
+    copy = deepcopy(base)
+    torch.rand(drawn)
+    state = torch.get_rng_state()
+    add_lora(copy, seed, rank=4, alpha=8.0)
+    assert torch.equal(torch.get_rng_state(), state)  # training goes on as without LoRA
+    return base, copy
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch32"])
+def test_lora_starts_at_the_model_and_merges_into_it(name):
+    base, model = with_lora(name, 3)
+    given = base.state_dict()
+    head = [n for n, _ in base.named_parameters() if n.startswith(("fc.", "head."))]
+    layers = {n for n, part in base.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    layers -= {"fc", "head"}
+    matrices = {n for n, _ in model.named_parameters() if is_adapter(n)}
+    assert matrices == {f"{n}.lora_{m}.default.weight" for n in layers for m in "AB"}
+    freeze_all_but(model, matrices | set(head))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), base(x))  # B is zero
+    step(model, x)
+    for key, value in model.state_dict().items():
+        name_before = key.replace(".base_layer.", ".")
+        if name_before in given and name_before not in head:
+            assert torch.equal(value, given[name_before]), key  # frozen until the merge
+    resumed = with_lora(name, 4)[1]
+    resumed.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        trained = model(x)
+        assert torch.equal(resumed(x), trained)
+        assert (trained - base(x)).abs().max() > 1e-3
+        merge_lora(model)
+        plain = BACKBONES[name](None).eval()
+        plain.load_state_dict(model.state_dict())  # the backbone's own tensors, no others
+        torch.testing.assert_close(plain(x), trained, atol=1e-5, rtol=1e-5)
+    moved = {n for n, p in plain.named_parameters() if not torch.equal(p, given[n])}
+    assert moved == {f"{n}.weight" for n in layers} | set(head)
+
+
+def test_loras_first_matrices_follow_the_seed_alone():
+    first, again, other = (
+        {n: p for n, p in with_lora("resnet18", *seed)[1].named_parameters() if "lora_A" in n}
+        for seed in ((3, 0), (3, 5), (4, 0))
+    )
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not any(torch.equal(first[n], other[n]) for n in first)
 
 
 def test_a_row_of_another_table_is_copied_not_trained(trained, capsys):
@@ -279,6 +339,16 @@ def test_bias_ratio_finds_the_planted_minority(tmp_path, capsys):
         bias_ratio([str(tmp_path)])
     assert stop.value.code == 2
     assert "give the folder of a JTT row" in capsys.readouterr().err
+    logits, table = folder / "reference" / "logits.npy", folder / "train.csv"
+    for path, damage in ((logits, b"no array"), (logits, b""), (table, b""), (table, b"file,a\n"),
+                         (table, b"file,y,a\n")):
+        whole = path.read_bytes()
+        path.write_bytes(damage)
+        with pytest.raises(SystemExit) as stop:
+            bias_ratio([str(tmp_path / "jtt")])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and str(folder) in error
+        path.write_bytes(whole)
 
 
 # --- the best of several rows --------------------------------------------------------------------
@@ -309,7 +379,10 @@ def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
         source = tmp_path / "random_55" / f"seed{seed}"
         assert (folder / "metrics.json").read_bytes() == (source / "metrics.json").read_bytes()
     text = write_summary(tmp_path)
-    assert "best_random is random_55, of random_40, random_55, random_70: highest val" in text
+    assert (
+        "best_random is random_55, chosen of 3 rows (random_40, random_55, random_70): highest val"
+        in text
+    )
     assert text == (tmp_path / "summary.md").read_text()
 
     def refused(*arguments: str) -> str:
@@ -322,6 +395,9 @@ def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
         "--name", "random_40", "--rows", "random_40", "random_55"
     )
     assert "has no row nothing" in refused("--name", "best", "--rows", "nothing")
+    for name in ("../outside", "a/b", "..", ""):
+        assert "must be a plain folder name" in refused("--name", name, "--rows", *accuracy)
+    assert not (tmp_path.parent / "outside").exists()
     write_run(tmp_path, "without", 100, None)
     assert "--val none" in refused("--name", "best", "--rows", "without")
     write_run(tmp_path, "short", 100, 0.5)
@@ -331,7 +407,7 @@ def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
 # --- masks over seeds ----------------------------------------------------------------------------
 
 
-def test_overlap_of_masks_by_hand(tmp_path):
+def test_overlap_of_masks_by_hand(tmp_path, capsys):
     names = ["a", "b", "c", "d"]
     for seed, chosen_names in ((1, "ab"), (2, "bc"), (3, "ab")):
         mask = {name: name in chosen_names for name in names}
@@ -339,7 +415,10 @@ def test_overlap_of_masks_by_hand(tmp_path):
     one, two, three = masks.read_masks(tmp_path, "aim_fair")
     assert masks.jaccard(one, two) == pytest.approx(1 / 3)
     assert masks.jaccard(one, three) == 1
-    text = masks.report(tmp_path)
+    masks.main([str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "masks.md").read_text() == masks.report(tmp_path)
+    assert not (tmp_path / "report.html").exists()  # where there is one, it is written anew
     assert [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]] == [
         "aim_fair", "3", "2 of 4", "0.56", "0.39", "1", "1",
     ]  # (1/3 + 1 + 1/3) / 3; by chance (1 * 1 + 4 * 1/3 + 1 * 0) / 6
@@ -356,59 +435,3 @@ def test_overlap_by_chance_is_the_mean_over_all_pairs_of_masks(one, other):
         for a in combinations(range(6), one) for b in combinations(range(6), other)
     ]
     assert masks.jaccard_by_chance(6, one, other) == pytest.approx(np.mean(overlaps))
-
-
-# --- runner.sh: every line of every experiment is one that train.py takes -------------------------
-
-RECORDER = """#!/usr/bin/env bash
-printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
-"""
-EXPERIMENTS = [
-    *(f"table{number}" for number in range(1, 12)), "rates", "figure1", "figure2", "figure4",
-    "figure5", "figure6", "figure7", "figure8",
-]
-
-
-@pytest.fixture(scope="module")
-def recorder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("bin") / "python"
-    path.write_text(RECORDER)
-    path.chmod(0o755)
-    return path
-
-
-@pytest.mark.parametrize("setting", ["demo", "celeba", "utkface"])
-def test_every_line_of_the_runner_is_taken(setting, recorder, tmp_path):
-    paper_only_for_celeba = {"table1", "table2", "table5", "table6", "table8", "table9", "table11"}
-    lines = []
-    for name in EXPERIMENTS:
-        if setting == "utkface" and name in paper_only_for_celeba:
-            continue
-        record = tmp_path / name
-        subprocess.run(
-            ["bash", str(ROOT / "runner.sh"), name], check=True, stdout=subprocess.DEVNULL,
-            env={**os.environ, "SETTING": setting, "PYTHON": str(recorder), "RECORD": str(record),
-                 "LAUNCHER": "true", "SEEDS": "100 200"},
-        )
-        lines += [(name, line.split("\x1f")[:-1]) for line in record.read_text().splitlines()]
-    rows: dict[str, set[str]] = {}
-    for line in (line for _, line in lines if line[0] == "train.py"):
-        # flags, hyper-parameters and, where the paper's table is named, that it has the row
-        args = train.complete(train.parser().parse_args(line[1:]))
-        rows.setdefault(args.setting, set()).update([args.name] if args.name else args.methods)
-        assert args.paper_table is None or setting != "demo"
-    assert sum(map(len, rows.values())) > 40
-    words = [line for _, line in lines if line[0] == "-m"]
-    (panels,) = (tsne.parser().parse_args(line[2:]) for line in words if line[1] == "models.tsne")
-    assert set(panels.rows) <= rows[str(panels.setting).removeprefix("results/")]
-    assert panels.data_root.name == setting
-    images = [grids.parser().parse_args(line[2:]) for line in words if line[1].endswith(".grids")]
-    pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
-    assert [(args.target, args.protected) for args in images] == [pair, pair]
-    assert [args.cells for args in images] == [[(1, 1)], None]  # Figure 4, Figure 7
-    for line in (line for _, line in lines if line[:2] == ["-m", "utils.best"]):
-        command = dict(zip(line[3:7:2], line[4:8:2], strict=True))
-        assert set(line[8:]) <= rows[line[2].removeprefix("results/")]
-        if command["--paper-row"] and setting != "demo":
-            pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
-            assert paper_row("4", command["--paper-row"], setting, *pair)["wst"] > 80

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,29 @@ def test_golden_text(setting, capsys):
     assert capsys.readouterr().out == expected
     assert (setting / "summary.md").read_text() == expected
     assert (setting / "summary.tex").read_text() == (GOLDEN / "tiny_setting.tex").read_text()
+
+
+def test_latex_is_well_formed_for_every_kind_of_row(tmp_path):
+    for method, config in (
+        ("erm", SETTING | {"paper_table": "2 (50%)", "paper_row": "ERM"}),
+        ("fairif", {"dataset": "celeba", "target": "Blond_Hair", "protected": "Male",
+                    "paper_table": "fairif-5", "paper_row": "FairIF"}),
+        ("own", SETTING),
+    ):
+        write_run(tmp_path / "s" / method / "seed1", (8, 20, 19, 6), config=config)
+    write_summary(tmp_path / "s", latex=True)
+    text = (tmp_path / "s" / "summary.tex").read_text()
+    assert r"erm & Table 2 (50\%), ERM & 88.33 & 87.50 & $+0.83$" in text
+    assert r"fairif & Table 5, FairIF" in text and "12.20$^*$ & n/a" in text
+    assert text.count("impossible as printed") == 1
+    tables = re.findall(r"begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert len(tables) == 4 and text.count("{") == text.count("}")
+    for layout, body in tables:
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 1
+        for row in rows:
+            cells = len(re.split(r"(?<!\\)&", row)) + 2 * row.count("multicolumn{3}")
+            assert cells == len(layout)
 
 
 def test_summary_csv(setting):
@@ -150,7 +174,8 @@ def test_paper_rows():
     assert row["g11"] == 84.20
     assert paper_row("7", "AIM-Fair 2x synthetic", None, None, None)["wst"] == 83.36
     for table, name in (("3", "AIM-Fair"), ("3", "AIMFair"), ("12", "AIM-Fair")):
-        with pytest.raises(UserError, match=r"[03] rows of paper_tables/aim_fair.csv fit"):
+        with pytest.raises(UserError, match=r"[03] rows of paper_tables/aim_fair.csv fit .*; name "
+                           r"another table and row, or none \(runner.sh: PAPER=no\)$"):
             paper_row(table, name, None, None, None)
     assert eo_definition("8 (ViT-S/32)", "LoRA") == "mean"
     assert eo_definition("3", "Full fine-tuning") == "worst"

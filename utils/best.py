@@ -15,7 +15,7 @@ from pathlib import Path
 
 from utils import tables
 from utils.errors import UserError, exit_cleanly
-from utils.files import write_atomic, write_json
+from utils.files import is_plain_name, write_atomic, write_json
 from utils.options import ArgumentParser
 
 
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="name of the chosen row's copy")
     parser.add_argument("--paper-row", default=None, help="its row in the paper's table")
     options = parser.parse_args(arguments)
+    if not is_plain_name(options.name):
+        raise UserError(f"--name {options.name} must be a plain folder name, without a '/'")
     chosen = write_best(options.setting, options.rows, options.name, options.paper_row)
     print(f"{options.name} is {chosen}: highest validation accuracy of {', '.join(options.rows)}")
     tables.write_summary(options.setting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -15,10 +16,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from utils.errors import UserError
 
 # Not the program's fault: permissions, a read-only disk, a size limit, a file in a folder's place.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file list or flag stays in its folder: no separator, no `..`, not
+    empty."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 @contextmanager
@@ -88,6 +97,31 @@ def write_atomic(path: str | Path, data: bytes | memoryview | str) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write indented JSON atomically; NaN is written as null, which every JSON reader takes."""
     write_atomic(path, json.dumps(_without_nan(value), indent=2) + "\n")
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as .npy, atomically."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())
+
+
+def read_array(path: Path, shape: tuple[int | None, ...], dtype: type = np.float64) -> np.ndarray:
+    """An array of that type and shape, None for any length, that a stage left in its own folder.
+
+    Raises UserError where the file is missing, damaged or holds another array.
+    """
+    try:
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError):
+        array = None
+    if (
+        array is None or array.dtype != dtype or array.ndim != len(shape)
+        or any(wanted not in (None, size) for wanted, size in zip(shape, array.shape))
+    ):
+        raise UserError(f"{path} is damaged; delete the folder {path.parent}: it is made again")
+    return array
 
 
 def _without_nan(value):

@@ -1,8 +1,9 @@
 """How much the masks of different seeds agree: `python -m utils.masks results/<setting>`.
 
-Prints, for every method with masks: how many tensors it selects, the Jaccard overlap of the masks
-of two seeds beside what random masks of the same sizes would overlap, and the tensors that no seed
-updates. With 48 to 55 of 62 tensors selected, a large overlap alone says little.
+Prints and writes to results/<setting>/masks.md, for every method with masks: how many tensors it
+selects, the Jaccard overlap of the masks of two seeds beside what random masks of the same sizes
+would overlap, and the tensors that no seed updates. A report.html is written anew with it. With 48
+to 55 of 62 tensors selected, a large overlap alone says little.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from scipy.stats import hypergeom
 
 from utils.errors import UserError, exit_cleanly
+from utils.files import write_atomic
 from utils.options import ArgumentParser
+from utils.report import write_report
 from utils.table_text import aligned, number
 from utils.tables import read_json, run_folders
 
@@ -93,7 +96,12 @@ def report(setting_dir: str | Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description="Overlap of the masks of different seeds.")
     parser.add_argument("setting", type=Path, help="folder of a setting, results/<setting>")
-    print(report(parser.parse_args(arguments).setting), end="")
+    setting = parser.parse_args(arguments).setting
+    text = report(setting)
+    write_atomic(setting / "masks.md", text)
+    if (setting / "report.html").exists():  # its page was written before
+        write_report(setting)
+    print(text, end="")
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]
 def _require_one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> None:
     if len(rows) != 1:
         raise UserError(
-            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; correct paper_table and "
-            "paper_row in config.json"
+            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; name another table "
+            "and row, or none (runner.sh: PAPER=no)"
         )
 
 

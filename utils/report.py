@@ -1,8 +1,9 @@
 """One page a setting from its saved runs: `python -m utils.report results/<setting>`.
 
-Writes results/<setting>/report.html: tables (summary.md), figures (figures/*.png), contact sheets
-(contact_sheets/), what training cost (log.jsonl) and the settings (config.json). Everything is in
-the one file, without scripts, so it can be mailed or put on a server as it is.
+Writes results/<setting>/report.html: tables (summary.md), figures (figures/*.png), mask overlap
+(masks.md), contact sheets (contact_sheets/), what training cost (log.jsonl) and the settings
+(config.json). Everything is in the one file, without scripts, so it can be mailed or put on a
+server as it is.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def write_report(setting_dir: str | Path) -> Path:
     """
     setting_dir = Path(setting_dir)
     runs = run_folders(setting_dir)
-    summary = setting_dir / "summary.md"
+    summary, masks = setting_dir / "summary.md", setting_dir / "masks.md"
     tables = summary.read_text() if summary.exists() else write_summary(setting_dir)
     configs = {
         method: [read_json(run / "config.json") for run in seeds.values()
@@ -98,6 +99,7 @@ def write_report(setting_dir: str | Path) -> Path:
     sections = {
         "Tables": markdown_to_html(tables),
         "Figures": _figures(sorted((setting_dir / "figures").glob("*.png"))),
+        "Masks": markdown_to_html(masks.read_text()) if masks.exists() else "",
         "Images": _contact_sheets(sorted((setting_dir / "contact_sheets").glob("*.jpg"))),
         "Cost": _cost(runs),
         "Settings": _settings(configs),

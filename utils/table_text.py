@@ -162,37 +162,116 @@ def _paired_section(paired: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    r"""A booktabs tabular of the table-style figures, best bold and second underlined per column.
+    r"""The tables of `markdown` as booktabs tabulars, best bold and second underlined per column.
 
-    Figures that print alike share a rank; n/a has none. Needs \usepackage{booktabs}.
+    The first holds the table-style figures, the second each seed's own (mean and sample standard
+    deviation); where a method has a row in a paper, another holds ours, the paper's figure and the
+    difference. Figures that print alike share a rank; n/a has none. Needs \usepackage{booktabs}.
     """
+    records = frame.to_dict("records")
+    names = [escaped(method) for method in frame["method"]]
+    cells = [f"$y={y}, a={a}$" for y, a in CELLS]
+    columns = [ranked([number(value) for value in frame[f"{name}_table"]], name)
+               for name in TABLE_FIGURES]
+    columns += [[number(value) for value in frame[f"g{y}{a}"]] for y, a in CELLS]
+    parts = [
+        "WST and STD from group accuracies averaged over seeds, in \\%",
+        tabular(["Method", *map(_arrowed, TABLE_FIGURES), *cells],
+                [list(zip(names, *columns, strict=True))]),
+        "Each seed on its own: mean and sample standard deviation over seeds, in \\%",
+        tabular(["Method", "Seeds", *map(_arrowed, SEED_FIGURES)],
+                [list(zip(names, map(str, frame["seeds"]), *_seed_columns(frame), strict=True))]),
+    ]
+    rows = [row for row in records if isinstance(row["paper_row"], str)]
+    theirs = [row for row in rows if row["paper_table"].startswith(FAIRIF)]
+    for title, group, figures in (
+        ("Beside the paper", [row for row in rows if row not in theirs],
+         ("acc", "wst", "eo", "std")),
+        ("Beside FairIF's paper", theirs, FAIRIF_FIGURES),
+    ):
+        if group:
+            parts += [f"{title}: ours / the paper's / ours minus it, in \\%",
+                      _latex_paper(group, figures)]
+    texts = [f"% {comment}\n{text}" for comment, text in zip(parts[::2], parts[1::2], strict=True)]
+    return "% \\usepackage{booktabs}\n" + "\n\\par\\medskip\n".join(texts)
+
+
+def _seed_columns(frame: pd.DataFrame) -> list[list[str]]:
     columns = []
-    for name in TABLE_FIGURES:
-        columns.append(_ranked(list(frame[f"{name}_table"]), name in HIGHER_IS_BETTER))
-    for y, a in CELLS:
-        columns.append([number(value) for value in frame[f"g{y}{a}"]])
-    titles = [
-        TITLES[name] + (r" $\uparrow$" if name in HIGHER_IS_BETTER else r" $\downarrow$")
-        for name in TABLE_FIGURES
-    ]
-    header = ["Method", *titles, *(f"$y={y}, a={a}$" for y, a in CELLS)]
-    names = [method.replace("_", r"\_") for method in frame["method"]]
-    lines = [
-        r"% \usepackage{booktabs}; WST and STD from group accuracies averaged over seeds, in \%",
-        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
-        r"\toprule",
-        " & ".join(header) + r" \\",
-        r"\midrule",
-        *(" & ".join(row) + r" \\" for row in zip(names, *columns, strict=True)),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
+    for name in SEED_FIGURES:
+        means = ranked([number(value) for value in frame[f"{name}_mean"]], name)
+        columns.append([
+            mean if mean == "n/a" else f"{mean} $\\pm$ {number(spread)}"
+            for mean, spread in zip(means, frame[f"{name}_std"], strict=True)
+        ])
+    return columns
 
 
-def _ranked(values: list[float], higher_is_better: bool) -> list[str]:
-    texts = [number(value) for value in values]
+def _latex_paper(records: list[dict], figures: Sequence[str]) -> str:
+    """Three columns a figure; an impossible figure of FairIF's is marked as in the markdown."""
+    rows, marked = [], False
+    for row in records:
+        table = row["paper_table"].removeprefix(FAIRIF)
+        cells = [escaped(row["method"]), escaped(f"Table {table}, {row['paper_row']}")]
+        for name in figures:
+            column = name
+            if name == "eo":
+                column = {"worst": "eo_worst", "mean": "eo_mean"}.get(row["paper_eo_definition"])
+            wrong = isinstance(row["paper_note"], str) and name in ("aod", "eod")
+            marked |= wrong
+            cells += [number(row[f"{column}_table"]) if column else "n/a",
+                      number(row[f"paper_{name}"]) + ("$^*$" if wrong else ""),
+                      _signed(row[f"difference_{name}"])]
+        if "eo" in figures:
+            cells.append(row["paper_eo_definition"])
+        rows.append(cells)
+    titles = {**TITLES, "eo": "EO"}
+    header = ["Method", "The paper's row",
+              *(rf"\multicolumn{{3}}{{c}}{{{titles[name]}}}" for name in figures),
+              *(["Which EO"] if "eo" in figures else [])]
+    layout = "ll" + "r" * 3 * len(figures) + ("l" if "eo" in figures else "")
+    note = IMPOSSIBLE.replace("<", "$<$")
+    return tabular(header, [rows], layout) + (
+        f"\\par\n$^*$ impossible as printed ({note}): not compared with, and no target.\n"
+        if marked else ""
+    )
+
+
+def tabular(
+    header: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], layout: str | None = None
+) -> str:
+    """A booktabs tabular of cells that are LaTeX already, a rule between two groups of rows.
+
+    layout: the columns' alignment; by default the first left, the others right.
+    """
+    lines = [r"\begin{tabular}{" + (layout or "l" + "r" * (len(header) - 1)) + "}", r"\toprule",
+             " & ".join(header) + r" \\"]
+    for rows in groups:
+        lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def ranked(texts: Sequence[str], figure: str) -> list[str]:
+    """Printed numbers of one figure with the best in bold and the second underlined."""
+    higher_is_better = figure in HIGHER_IS_BETTER
     distinct = sorted({float(text) for text in texts if text != "n/a"}, reverse=higher_is_better)
-    style = dict(zip([f"{value:.2f}" for value in distinct], (r"\textbf", r"\underline"),
-                     strict=False))
-    return [f"{style[text]}{{{text}}}" if text in style else text for text in texts]
+    style = dict(zip(distinct, (r"\textbf", r"\underline"), strict=False))
+    return [
+        f"{style[float(text)]}{{{text}}}" if text != "n/a" and float(text) in style else text
+        for text in texts
+    ]
+
+
+def escaped(text: str) -> str:
+    """Plain text with the characters that LaTeX reads otherwise escaped."""
+    return "".join(f"\\{c}" if c in "_%&#$" else c for c in text)
+
+
+def _arrowed(name: str) -> str:
+    return TITLES[name] + (r" $\uparrow$" if name in HIGHER_IS_BETTER else r" $\downarrow$")
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign as LaTeX's minus."""
+    text = number(value, sign=True)
+    return text if text == "n/a" else f"${text}$"

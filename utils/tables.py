@@ -206,10 +206,12 @@ def _configs(setting_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def _selections(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a row that utils.best has chosen from others: which, and by what rule."""
+    """One line a row that utils.best has chosen: which, of how many and which, by what rule."""
     chosen = {method: c["selected"] for method, c in configs.items() if c.get("selected")}
-    return "".join(f"\n{method} is {s['row']}, of {', '.join(s['from'])}: {s['rule']}.\n"
-                   for method, s in chosen.items())
+    return "".join(
+        f"\n{method} is {s['row']}, chosen of {len(s['from'])} rows ({', '.join(s['from'])}): "
+        f"{s['rule']}.\n" for method, s in chosen.items()
+    )
 
 
 def write_summary(

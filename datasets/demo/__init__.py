@@ -15,8 +15,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from datasets import celeba
-from datasets.base import Splits, is_plain_name
+from datasets.base import Splits
 from utils.errors import UserError
+from utils.files import is_plain_name
 
 ARCHIVE = Path(__file__).resolve().parent / "faces.zip"
 LARGEST = 2**30  # bytes an archive may unpack to; the demo's are about 30 MB

@@ -8,7 +8,6 @@ the validation set, which needs no group labels.
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from models.method import Method
 from models.strategies import new_model
 from utils.engine import fit, logits_of
 from utils.errors import UserError
-from utils.files import remove_leftovers, write_atomic
+from utils.files import read_array, remove_leftovers, write_array
 from utils.runs import read_log
 
 
@@ -99,13 +98,11 @@ def reference_logits(data: Data, settings, seed: int, folder: Path, epochs: int)
             new_model(settings, seed), recipe, autocast=settings.autocast, compiled=settings.compile
         )
         fit(method, data.loader(data.real, train=True), None, folder, "reference")
-        buffer = io.BytesIO()
-        np.save(buffer, logits_of(method, data.loader(data.real, train=False)))
-        write_atomic(done, buffer.getbuffer())
+        write_array(done, logits_of(method, data.loader(data.real, train=False)))
     for name in ("state.pt", "model.pt"):  # only an unfinished stage needs them
         (folder / name).unlink(missing_ok=True)
     log = read_log(folder / "log.jsonl")
-    return np.load(done), log
+    return read_array(done, (len(data.real),), np.float32), log
 
 
 def refuse_empty(rows: int, folder: Path, method: str, option: str, epochs: int) -> None:

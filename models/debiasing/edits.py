@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from datasets.augment import crop_boxes, flip_mask, shuffled, uniform
-from datasets.base import ImageTable, check_images, is_plain_name, named
+from datasets.base import ImageTable, check_images, named
 from datasets.loader import Loader, _Plan
 from utils.errors import UserError
+from utils.files import is_plain_name
 
 COLUMNS = ("path", "source")
 FIRST_VIEW, SECOND_VIEW = 1000, 1001  # numbers of random draws; a crop takes those below 50

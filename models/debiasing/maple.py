@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets.loader import send
 from models.debiasing.base import losses_of
-from models.debiasing.eiil import EIIL, InferredEnvironments, group_means
+from models.debiasing.eiil import EIIL, InferredEnvironments
 
 EDGE = 1e-3  # the logit of a keep-probability is taken at least this far from 0 and 1
 
@@ -38,9 +40,18 @@ def sample_mask(s: Tensor, noise: Tensor, temperature: float) -> Tensor:
 
 
 def environment_risk(losses: Tensor, environments: Tensor, penalty: float) -> Tensor:
-    """REx: mean over 2 environments of their mean loss + penalty * its variance over them."""
-    means = group_means(losses, environments, 2)
-    return means.mean() + penalty * means.var(correction=0)
+    """REx: mean over 2 environments of their mean loss + penalty * its variance over them.
+
+    losses float [B], environments int64 [B] in {0, 1}. One without samples in the batch has no
+    risk and is left out of mean and variance.
+    """
+    member = F.one_hot(environments, 2).to(losses.dtype)
+    counts = member.sum(0)
+    means = (losses @ member) / counts.clamp_min(1)
+    present = (counts > 0).to(losses.dtype)
+    share = present / present.sum()  # 1/2 each, or 1 and 0
+    mean = share @ means
+    return mean + penalty * (share @ (means - mean) ** 2)
 
 
 def hypergradient(
@@ -56,7 +67,8 @@ def hypergradient(
     x, y = batch
     mask = mask.detach().requires_grad_(True)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    loss = (mask * losses_of(model, x, y)).sum() / kept
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        loss = (mask * losses_of(model, x, y)).sum() / kept
     inner = torch.autograd.grad(loss, list(named.values()), create_graph=True)
     stepped = {name: p - lr * g for (name, p), g in zip(named.items(), inner, strict=True)}
     # Copies: the second pass must not move the batch norm's running statistics once more.

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.errors import UserError
 
@@ -82,7 +83,13 @@ def unflatten(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def logits_of(model: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
     """Parameters -> logits [B] of the batch; parameters not given are the model's own."""
-    return lambda parameters: functional_call(model, parameters, (x,)).squeeze(1)
+
+    def logits(parameters: dict[str, Tensor]) -> Tensor:
+        # A transformer's fused attention has no forward-mode derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(model, parameters, (x,)).squeeze(1)
+
+    return logits
 
 
 def curvature_product(

@@ -8,7 +8,6 @@ from the same start with those weights, so that with eps = 0 it is ERM bit for b
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from models.method import Method
 from models.strategies import new_model, pretrain
 from utils.engine import PREEMPTION, fit
 from utils.errors import UserError
-from utils.files import write_atomic, write_json
+from utils.files import read_array, write_array, write_json
 from utils.runs import claim, exclusive, fingerprint, finish, read_record
 
 PIECE = 64  # images at once: forward mode and its transpose keep the activations of all of them
@@ -58,8 +57,9 @@ class Held(list):
             yield batch
 
 
-def gradient_norm(model: torch.nn.Module, batches) -> float:
-    """Norm of the gradient of the mean loss over the batches, in evaluation mode."""
+def gradient_norm(model: torch.nn.Module, batches, weight_decay: float) -> float:
+    """Norm of the gradient of what stage one minimised, in evaluation mode: the mean loss over the
+    batches + weight_decay / 2 * the squared norm of the parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     total, samples = [torch.zeros_like(p) for p in parameters], 0
     with evaluation(model):
@@ -70,7 +70,8 @@ def gradient_norm(model: torch.nn.Module, batches) -> float:
             for sum_, piece in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 sum_ += piece
             samples += len(y)
-    return math.sqrt(sum(float((piece / samples).square().sum()) for piece in total))
+    whole = [piece / samples + weight_decay * p.detach() for piece, p in zip(total, parameters)]
+    return math.sqrt(sum(float(piece.square().sum()) for piece in whole))
 
 
 class FairIF(Method):
@@ -215,7 +216,7 @@ def image_influence(
         names=names, curvature=curvature,
         damping=options["damping"], steps=options["cg_steps"],
     )
-    return found, gradient_norm(model, curvature)
+    return found, gradient_norm(model, curvature, settings.pretrain.weight_decay)
 
 
 def moving_parts(
@@ -236,21 +237,3 @@ def validation_images(val: ImageTable, share: float, seed: int) -> ImageTable:
     drawn = draw_cells(val, counts, seed)
     check_groups(torch.from_numpy(drawn.y), torch.from_numpy(drawn.a))
     return drawn
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """np.save, atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getbuffer())
-
-
-def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A float64 array of that shape. UserError where the file is damaged or holds another."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        array = None
-    if array is None or array.shape != shape or array.dtype != np.float64:
-        raise UserError(f"{path} is damaged; delete the folder {path.parent}: it is made again")
-    return array

@@ -16,7 +16,7 @@ import pandas as pd
 
 from models.fairif.baselines import BASELINES
 from utils.metrics import from_json
-from utils.table_text import aligned
+from utils.table_text import HIGHER_IS_BETTER, aligned, escaped, ranked, tabular
 from utils.tables import paired_difference
 
 PAPER = Path(__file__).resolve().parents[2] / "paper_tables" / "fairif.csv"
@@ -119,6 +119,38 @@ def markdown(
         ]))
         parts.append(_check_text(checks[dataset]))
     return "\n".join(parts)
+
+
+def latex(frame: pd.DataFrame, heading: Heading) -> str:
+    r"""summary.tex from the lines of summary.csv: a booktabs tabular a dataset or bias.
+
+    Best mean bold and second underlined per column (figures that print alike share a rank), the
+    paper's figure in brackets, below a rule the paired differences. Needs \\usepackage{booktabs}.
+    """
+    parts = [
+        f"% FairIF, Table {heading.table}: {heading.title}. \\usepackage{{booktabs}}\n"
+        f"% Mean and sample standard deviation over {heading.unit} [the paper's figure]; "
+        "differences: mean [95\\% t interval].\n"
+    ]
+    for dataset, lines in frame.groupby("dataset", sort=False):
+        records = lines.to_dict("records")
+        methods = [line for line in records if " minus " not in line["row"]]
+        pairs = [line for line in records if " minus " in line["row"]]
+        columns = []
+        for name in FIGURES:
+            texts = [_mean_cell(method, name) for method in methods]
+            means = ranked([text.split()[0] for text in texts], name)
+            columns.append([" ".join([mean, *escaped(text).split()[1:]]).replace("±", r"$\pm$")
+                            for mean, text in zip(means, texts, strict=True)])
+        names = [[escaped(method["row"]), method["sees"]] for method in methods]
+        below = [[escaped(pair["row"]), "", *(f"${_pair_cell(pair, name)}$" for name in FIGURES)]
+                 for pair in pairs]
+        titles = [escaped(title) + (r" $\uparrow$" if name in HIGHER_IS_BETTER else
+                                    r" $\downarrow$") for name, (_, title, *_) in FIGURES.items()]
+        rows = [[*name, *row] for name, row in zip(names, zip(*columns), strict=True)]
+        title = f"{PAPER_SETTINGS[dataset]}, {records[0][heading.unit]} {heading.unit}"
+        parts.append(f"% {title}\n" + tabular(["", "sees $a$", *titles], [rows, below], "llrrrr"))
+    return "\n\\par\\medskip\n".join(["".join(parts[:2]), *parts[2:]])
 
 
 def _mean_cell(line: dict, name: str) -> str:

@@ -5,7 +5,7 @@ mlp) by ERM, by the baselines, by FairIF and by the control whose eps are FairIF
 samples (splits.py). Tables 1 (MLP), 2 (CNN) and 3 (LeNet) do so on CI-MNIST: its three biases take
 the place of the datasets, seeds that of the splits (digits.py). Writes
 results/<name>/<dataset>/split<k>.json or results/<name>/<bias>/seed<k>/<row>.json as it goes, which
-a second start with the same settings reuses, and summary.csv and summary.md (summary.py).
+a second start with the same settings reuses, and summary.csv, .md and .tex (summary.py).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from datasets import ci_mnist, tabular
-from datasets.base import is_plain_name
 from models.fairif import digits
 from models.fairif.baselines import BASELINES
 from models.fairif.digits import identity, verify
 from models.fairif.fairif import Settings
+from models.fairif.hessian import METHODS
 from models.fairif.relaxation import KINDS, Relaxation
 from models.fairif.reweight import NORMS
 from models.fairif.splits import NETWORKS, run_split
-from models.fairif.summary import Heading, markdown, summarise
+from models.fairif.summary import Heading, latex, markdown, summarise
 from models.fairif.training import Recipe
 from utils.errors import UserError, exit_cleanly
-from utils.files import write_atomic, write_json
+from utils.files import is_plain_name, write_atomic, write_json
 from utils.options import ArgumentParser
 from utils.runs import exclusive
 from utils.tables import read_json
@@ -41,6 +41,7 @@ DIGIT_TITLES = {
     "mlp": "MLP (64) on CI-MNIST", "cnn": "CNN (two 5x5 convolutions) on CI-MNIST",
     "lenet": "LeNet (three convolutions) on CI-MNIST",
 }  # fmt: skip
+PRODUCTS = ("gauss_newton", "hessian")
 # flag: its default where the table has it; None stands for "not given"
 TABULAR_FLAGS = {"splits": 20, "model": "logistic", "l2": 1e-3}
 DIGIT_FLAGS = {
@@ -69,15 +70,16 @@ def run(
         text = markdown(frame, checks, config, heading)
         write_atomic(folder / "summary.csv", csv)
         write_atomic(folder / "summary.md", text)
+        write_atomic(folder / "summary.tex", latex(frame, heading))
     return text
 
 
 def run_tabular(options: argparse.Namespace, folder: Path) -> str:
     """Table 4 as the flags say."""
     relaxation = relaxation_of(options)
-    inverse = NETWORKS[options.model].inverse
+    inverse = options.inverse or NETWORKS[options.model].inverse
     settings = Settings(
-        relaxation, options.strength, options.norm, inverse, options.l2, steps=100
+        relaxation, options.strength, options.norm, inverse, options.l2, options.product, steps=100
     )
     config = {
         "model": options.model, "baselines": " ".join(options.baselines) or "none",
@@ -102,11 +104,11 @@ def run_tabular(options: argparse.Namespace, folder: Path) -> str:
 
 def run_digits(options: argparse.Namespace, folder: Path) -> str:
     """Tables 1, 2 and 3 as the flags say."""
-    network = DIGIT_TABLES[options.table]
+    network, inverse = DIGIT_TABLES[options.table], options.inverse or "cg"
     recipe = Recipe(options.epochs, options.batch_size, options.rate)
     settings = Settings(
-        relaxation_of(options), options.strength, options.norm, damping=options.damping,
-        steps=options.cg_steps,
+        relaxation_of(options), options.strength, options.norm, inverse, options.damping,
+        options.product, steps=options.cg_steps,
     )
     training = {
         "model": network, "epochs": recipe.epochs, "optimizer": "Adam", "rate": recipe.rate,
@@ -114,7 +116,7 @@ def run_digits(options: argparse.Namespace, folder: Path) -> str:
         "mnist": ci_mnist.digest(options.mnist),
     }
     reweighting = reweighting_config(options) | {
-        "damping": options.damping, "inverse": f"cg, {options.cg_steps} products",
+        "damping": options.damping, "inverse": f"{inverse}, {options.cg_steps} products",
         "curvature": f"{digits.CURVATURE} digits",
     }
 
@@ -143,6 +145,8 @@ def reweighting_config(options: argparse.Namespace) -> dict[str, Any]:
         "relaxation": options.relaxation, "temperature": options.temperature,
         "draws": options.draws if options.relaxation == "gumbel" else None,
         "lambda": options.strength, "penalty": options.norm,
+        # left out at the default: results from before there was a choice keep their fingerprint
+        **({} if options.product == PRODUCTS[0] else {"product": options.product}),
     }
 
 
@@ -166,6 +170,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--relaxation", choices=KINDS, default="sigmoid")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--draws", type=int, default=10, help="Gumbel draws a validation sample")
+    parser.add_argument("--inverse", choices=METHODS,
+                        help="inverse of the curvature: exact, conjugate gradients or LiSSA (exact "
+                        "for logistic regression, else cg); Tables 1 to 3 are too large for exact")
+    parser.add_argument("--product", choices=PRODUCTS, default=PRODUCTS[0],
+                        help="the curvature: the Gauss-Newton matrix or the Hessian, which may be "
+                        "indefinite")
     four = parser.add_argument_group("Table 4")
     four.add_argument("--splits", type=int, help="random 70/10/20 splits a dataset (20)")
     four.add_argument("--model", choices=list(NETWORKS),
@@ -179,7 +189,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                        help="Adam's (the paper's 2e-4; it names no optimiser)")
     digit.add_argument("--batch-size", type=int, help="the paper states none (128)")
     digit.add_argument("--damping", type=float, help="of the Gauss-Newton matrix (0.01)")
-    digit.add_argument("--cg-steps", type=int, help="products with the curvature (30)")
+    digit.add_argument("--cg-steps", type=int, help="products with the curvature, or LiSSA's (30)")
     options = parser.parse_args(arguments)
     _fill(options, *((TABULAR_FLAGS, DIGIT_FLAGS) if options.table == "4" else
                      (DIGIT_FLAGS, TABULAR_FLAGS)))
@@ -209,6 +219,8 @@ def _fill(options: argparse.Namespace, own: dict[str, Any], others: dict[str, An
     for flag in ("rate", "damping"):
         if flag in own and not 0 < getattr(options, flag) < 1e6:
             raise UserError(f"--{flag} must be above 0")
+    if options.inverse == "exact" and options.table != "4":
+        raise UserError("--inverse exact is for Table 4's few parameters: choose cg or lissa")
     if not is_plain_name(options.name or "run"):
         raise UserError("--name must be a plain folder name, without a '/'")
 

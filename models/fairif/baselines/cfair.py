@@ -63,15 +63,14 @@ def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Ten
     logits: float [m, 2], column j from class j's adversary. weights: of every sample within its
     class, float [m].
     """
-    terms = []
-    for j in (0, 1):
-        rows = y == j
-        if bool(rows.any()):  # the weighted mean over no sample would be NaN
-            losses = F.binary_cross_entropy_with_logits(
-                logits[rows, j], a[rows].to(logits), reduction="none"
-            )
-            terms.append((weights[rows] * losses).sum() / weights[rows].sum())
-    return torch.stack(terms).mean()
+    losses = F.binary_cross_entropy_with_logits(
+        logits, a.to(logits)[:, None].expand_as(logits), reduction="none"
+    )
+    # sums over all samples, not over rows chosen by y, for which the host would wait
+    own = F.one_hot(y, 2) * weights[:, None]  # [m, 2]
+    total = own.sum(0)
+    terms = (own * losses).sum(0) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return terms.sum() / (total > 0).sum()
 
 
 def objective(

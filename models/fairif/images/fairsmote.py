@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from models.fairif.baselines.fairsmote import missing, trios
 from models.features import penultimate
 from models.method import bce
 from models.strategies import pretrain
-from utils.files import remove_leftovers, write_atomic
+from utils.files import read_array, remove_leftovers, write_array
 
 
 def offspring(features: Tensor, y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarray:
@@ -99,14 +98,15 @@ class FairSMOTE(Debiasing):
             remove_leftovers(stage)
             erm, _ = pretrain(data, settings, seed, shared)
             features = torch.from_numpy(penultimate(erm, data.loader(data.real, train=False)))
-            buffer = io.BytesIO()
-            np.save(buffer, offspring(features, data.real.y, data.real.a, seed))
-            write_atomic(stage / "offspring.npy", buffer.getbuffer())
+            pairs = offspring(features, data.real.y, data.real.a, seed)
+            write_array(stage / "offspring.npy", pairs)
         return super().run(data, settings, seed, folder, shared)
 
     @classmethod
     def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        parents, partners = np.load(folder / "reference" / "offspring.npy")
+        parents, partners = read_array(
+            folder / "reference" / "offspring.npy", (2, None), np.int64
+        )
         real = np.arange(len(data.real))
         share = np.random.default_rng(seed).random(len(parents), dtype=np.float32)
         share = np.concatenate([np.zeros(len(real), np.float32), share])

@@ -59,7 +59,7 @@ class Influence(FairIF):
             stage.mkdir(exist_ok=True)
             remove_leftovers(stage)
             options = cls.defaults | settings.options
-            found, norm = image_influences(erm, data, seed, options)
+            found, norm = image_influences(erm, data, settings, seed, options)
             removed = removal(
                 found.fair, found.utility, found.gap, options["gap_share"], options["loss_share"]
             )
@@ -75,7 +75,7 @@ class Influence(FairIF):
 
 
 def image_influences(
-    erm, data: Data, seed: int, options: dict
+    erm, data: Data, settings, seed: int, options: dict
 ) -> tuple[Influences, float]:
     """Influences of the n training images, and the gradient norm of stage one over the curvature's
     images. Raises UserError as `batch_influences` does."""
@@ -87,4 +87,4 @@ def image_influences(
         Relaxation("sigmoid", options["temperature"]),
         curvature, names, damping=options["damping"], steps=options["cg_steps"],
     )
-    return found, gradient_norm(erm, curvature)
+    return found, gradient_norm(erm, curvature, settings.pretrain.weight_decay)
