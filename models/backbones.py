@@ -68,12 +68,16 @@ def _imagenet(name: str) -> dict:
         source = f"https://huggingface.co/{VIT_WEIGHTS}"
         return timm.models.load_state_dict_from_hf(VIT_WEIGHTS, weights_only=True)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) < 200 else reason[:200] + " ..."
         raise UserError(
-            f"--pretrained imagenet: {source} cannot be downloaded ({reason}); give a local copy "
-            "(--pretrained FILE.pth) or start from random weights (--pretrained none)"
+            f"--pretrained imagenet: {source} cannot be downloaded ({_shortened(error)}); "
+            "give a local copy (--pretrained FILE.pth) or start from random weights (--pretrained none)"
         ) from None
+
+
+def _shortened(error: Exception) -> str:
+    """What a library raised as one line, its start where it is long (a list of tensor names)."""
+    line = " ".join(str(error).split())
+    return line if len(line) < 200 else line[:200] + " ..."
 
 
 def build(name: str, pretrained: str = "none") -> nn.Module:
@@ -95,11 +99,9 @@ def build(name: str, pretrained: str = "none") -> nn.Module:
     try:
         return BACKBONES[name](weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) < 200 else reason[:200] + " ..."
         raise UserError(
-            f"--pretrained {pretrained} does not fit {name} ({reason}); give the state dict of "
-            f"the ImageNet {name} or choose that file's --backbone"
+            f"--pretrained {pretrained} does not fit {name} ({_shortened(error)}); give the state "
+            f"dict of the ImageNet {name} or choose that file's --backbone"
         ) from None
 
 

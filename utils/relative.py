@@ -15,10 +15,9 @@ import pandas as pd
 
 from utils import paper
 from utils.runs import read_record
-from utils.table_text import TITLES, aligned, number
+from utils.table_text import FAIRIF_FIGURES, TITLES, aligned, number
 
 ROWS = {"fairif_shuffled_": "shuffled weights", "fairif_": "FairIF"}  # the longer prefix first
-FIGURES = ("acc", "ad", "aod", "eod")
 
 
 def relative_changes(setting_dir: Path, frame: pd.DataFrame) -> pd.DataFrame:
@@ -39,12 +38,12 @@ def relative_changes(setting_dir: Path, frame: pd.DataFrame) -> pd.DataFrame:
         line: dict[str, Any] = {"network": network, "row": ROWS[prefix]}
         config = next((setting_dir / method).glob("seed*/config.json"), None)
         theirs = _paper(config) if prefix == "fairif_" else {}
-        for name in FIGURES:
+        for name in FAIRIF_FIGURES:
             before, after = (record[f"{name}_table"] for record in (base, ours))
             line[name] = 100 * (after - before) / before if before else math.nan
             line[f"paper_{name}"] = theirs.get(name, math.nan)
         lines.append(line)
-    order = [f"{start}{name}" for name in FIGURES for start in ("", "paper_")]
+    order = [f"{start}{name}" for name in FAIRIF_FIGURES for start in ("", "paper_")]
     frame = pd.DataFrame(lines, columns=["network", "row", *order])
     return frame.sort_values(["network", "row"], ignore_index=True)
 
@@ -65,11 +64,11 @@ def section(changes: pd.DataFrame) -> str:
         return ""
     rows = [
         [line["network"], line["row"],
-         *(f"{_percent(line[name])} / {_percent(line[f'paper_{name}'])}" for name in FIGURES)]
+         *(f"{_percent(line[name])} / {_percent(line[f'paper_{name}'])}" for name in FAIRIF_FIGURES)]
         for line in changes.to_dict("records")
     ]
     control = " Shuffled weights: FairIF's, dealt to other images, as a control."
-    header = ["network", "row", *(TITLES[name] for name in FIGURES)]
+    header = ["network", "row", *(TITLES[name] for name in FAIRIF_FIGURES)]
     return (
         "\n## FairIF's change of ERM's figures\n\nIn % of ERM's mean over seeds: ours / the "
         f"paper's.{control if (changes['row'] != 'FairIF').any() else ''}\n\n"
