@@ -70,7 +70,8 @@ def _imagenet(name: str) -> dict:
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong hash
         raise UserError(
             f"--pretrained imagenet: {source} cannot be downloaded ({_shortened(error)}); "
-            "give a local copy (--pretrained FILE.pth) or start from random weights (--pretrained none)"
+            "give a local copy (--pretrained FILE.pth) or start from random weights "
+            "(--pretrained none)"
         ) from None
 
 

@@ -64,7 +64,8 @@ def section(changes: pd.DataFrame) -> str:
         return ""
     rows = [
         [line["network"], line["row"],
-         *(f"{_percent(line[name])} / {_percent(line[f'paper_{name}'])}" for name in FAIRIF_FIGURES)]
+         *(f"{_percent(line[name])} / {_percent(line[f'paper_{name}'])}"
+           for name in FAIRIF_FIGURES)]
         for line in changes.to_dict("records")
     ]
     control = " Shuffled weights: FairIF's, dealt to other images, as a control."
