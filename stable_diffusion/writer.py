@@ -32,9 +32,11 @@ class ImageWriter:
 
     def __exit__(self, kind, *_) -> None:
         """Wait for what is being written; after an error drop what has not begun."""
-        if kind is None:
-            self.wait(0)
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            if kind is None:
+                self.wait(0)
+        finally:
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, rows: Sequence[Row], pixels: torch.Tensor) -> None:
         """`pixels` uint8 [>= len(rows), H, W, 3] on any device; the copy is not waited for here."""
