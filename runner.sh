@@ -9,6 +9,8 @@
 #   SETTING=utkface bash runner.sh table3
 #   SETTING=fairface bash runner.sh fairif-table5    FairIF's tables: demo, celeba, fairface
 #   bash runner.sh table3 --tensorboard   further flags go to every train.py of the experiment
+#   bash runner.sh table3 --launcher slurm --slurm partition=gpu gpus=1 cpus=8    on a cluster: its
+#                                         rows and seeds are one job array, its tables the last job
 #
 # A table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Its
 # rows share the setting's pre-trained models, and a run that another table holds is copied. Stopped
@@ -31,8 +33,8 @@ SYNTHETIC=${SYNTHETIC:-$DATA/synthetic}
 SETTING=${SETTING:-demo}
 MORE=("${@:2}")                        # flags after an experiment's name go to each train.py of it
 JOBS=${JOBS:-1}                        # seeds trained at once, each by a process of its own
-LAUNCHER_FLAGS=${LAUNCHER_FLAGS:-}     # of every train.py of a table, on a cluster such as
-                                       # "--launcher slurm --slurm partition=gpu gpus=1 cpus=8"
+QUEUE=()                               # with --launcher slurm: python's arguments, line by line
+case " ${MORE[*]} " in *" --launcher slurm "*) SLURM=yes ;; *) SLURM= ;; esac
 
 # glibc gives a step's memory back to the system and asks for it again: on a CPU a tenth of the time.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
@@ -89,21 +91,17 @@ rows() {  # folder of the table, its number in the paper or "", flags of train.p
   if [ -n "$2" ] && [ $SETTING != demo ] && [ "${PAPER:-}" != no ]; then flags+=(--paper-table "$2"); fi
   local folder=$FOLDER/$1
   flags=(train.py --setting "${folder%/.}" "${flags[@]}" --seeds)
-  if [ $JOBS -gt 1 ] && [ -z "$LAUNCHER_FLAGS" ]; then
+  if [ $JOBS -gt 1 ] && [[ " ${MORE[*]} " != *" --launcher "* ]]; then
     # a process a seed; the line after it finds their runs and sums them up
     local threads=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
     printf '%s\n' $SEEDS | OMP_NUM_THREADS=$threads TQDM_DISABLE=1 \
       xargs -P $JOBS -I {} $PYTHON "${flags[@]}" {} "${@:3}" "${MORE[@]}"
   fi
-  { printf '\n$'; printf ' %q' $PYTHON "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}" $LAUNCHER_FLAGS; echo; } >&2
-  $PYTHON "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}" $LAUNCHER_FLAGS
+  { printf '\n$'; printf ' %q' $PYTHON "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}"; echo; } >&2
+  queue "${flags[@]}" $SEEDS "${@:3}" "${MORE[@]}"
 }
-saved() {  # a command on finished runs; while SLURM has them it is printed, to be pasted later
-  case $LAUNCHER_FLAGS in
-    *slurm*) printf 'after the jobs:'; printf ' %q' $PYTHON -m "$@"; echo ;;
-    *) $PYTHON -m "$@" ;;
-  esac
-}
+queue() { if [ $SLURM ]; then QUEUE+=("${*@Q}"); else $PYTHON "$@"; fi; }
+saved() { queue -m "$@"; }  # a command on finished runs
 best() {  # folder, name, the paper's row, rows to choose from by validation accuracy
   saved utils.best "$RESULTS/$FOLDER/$1" --name "$2" --paper-row "$3" --rows "${@:4}"
 }
@@ -150,9 +148,9 @@ debiasing() {  # folder, number, further flags
   rows "$1" "$2" --methods diga --edits "$EDITS" "${@:3}" $(on_demo "--set byol_epochs=6" "")
 }
 edited() {  # list of training images; makes DiGA's edits on the demo, elsewhere they are made before
-  case $LAUNCHER_FLAGS in *slurm*)
-    [ -e "$1" ] || { echo "DiGA waits for $1: give the same line again after the jobs"; return 1; } ;;
-  esac
+  if [ $SLURM ] && [ ! -e "$1" ]; then
+    echo "DiGA waits for $1: give the same line again after the jobs"; return 1
+  fi
   if [ $SETTING = demo ]; then
     EDITS=$DATA/edits_demo/${FOLDER}_$(cksum < "$1" | cut -d' ' -f1)
     $PYTHON -m stable_diffusion.edit --model demo --prompts "$(prompts_of plain)" \
@@ -290,7 +288,7 @@ figure6() {
   rows figure6 "" --methods erm data_supplementation aim_fair
   saved models.tsne "$RESULTS/$FOLDER/figure6" --rows erm data_supplementation aim_fair \
     --data-root "$(flag --data-root)" --store-dir "$DATA/store"
-  report figure6
+  saved utils.report "$RESULTS/$FOLDER/figure6"
 }
 # the images of every cell and prompt set; the paper's are contextual ones of Smiling/Young
 # (SETTING=celeba PROTECTED=Young) and of Female/White (SETTING=utkface)
@@ -298,10 +296,7 @@ figure7() { images $PROMPT_SETS; grids; }
 grids() {  # further flags; drawn from the prompt sets that there are
   $PYTHON -m stable_diffusion.grids "$(flag --synthetic-root)" --target "$(flag --target)" \
     --protected "$(flag --protected)" --out "$RESULTS/$FOLDER/figures" "$@"
-  report .
-}
-report() {  # folder of a table: draw its report, if it has one, with what was drawn since
-  [ ! -e "$RESULTS/$FOLDER/$1/report.html" ] || saved utils.report "$RESULTS/$FOLDER/$1"
+  [ ! -e "$RESULTS/$FOLDER/report.html" ] || $PYTHON -m utils.report "$RESULTS/$FOLDER"
 }
 figure8() {  # where the selected tensors lie; the paper: mostly in early layers
   rows figure8 "" --methods aim_fair
@@ -335,4 +330,5 @@ case $name in
   *) choose ;;
 esac
 case $name in table* | figure* | rates | bias-ratio | fairif-strategies) images contextual_head_poses_50 ;; esac
-"$name" "${@:2}"; exit  # on one line: this file may be edited while an experiment runs
+submit() { [ ${#QUEUE[@]} -eq 0 ] || printf '%s\n' "${QUEUE[@]}" | $PYTHON -m utils.job_array; }
+"$name" "${@:2}"; submit; exit  # on one line: this file may be edited while an experiment runs

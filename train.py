@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.events import events_of, require_tensorboard
 from utils.files import is_plain_name, remove_leftovers, write_atomic, write_json
 from utils.flags import FINETUNE_ONLY, NOT_RESULTS
+from utils.launcher import Task
 from utils.metrics import fairness_metrics, to_json
 from utils.options import ArgumentParser, check_compiler, parse_options
 from utils.paper import own_row
@@ -234,21 +236,24 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         )
 
 
-def launch(args: argparse.Namespace, argv: list[str]) -> None:
-    """Every method and seed as a job of its own; without SLURM they have ended afterwards."""
+def tasks(args: argparse.Namespace, argv: list[str]) -> tuple[list[Task], Task]:
+    """Every method and seed as a task of its own, and the task that then writes the tables."""
     plain = [*argv, "--launcher", "none", "--slurm"]  # of two values of a flag the later one holds
-    folder = args.results / args.setting / "submitit"
     # one method's seeds first: each pre-trains a model, for which the other methods would wait
-    jobs = launcher.submit(
-        args.launcher, args.slurm,
-        [launcher.Task("train", "train_only", [*plain, "--methods", name, "--seeds", str(seed)])
-         for name in args.methods for seed in args.seeds],
-        launcher.Task("train", "main", plain), folder, args.setting,
-    )
+    return [
+        Task("train", "train_only", [*plain, "--methods", name, "--seeds", str(seed)])
+        for name in args.methods for seed in args.seeds
+    ], Task("train", "main", plain)
+
+
+def launch(args: argparse.Namespace, runs: list[Task], last: Callable[[], None]) -> None:
+    """Runs as jobs, with --launcher local until they have ended; `last` is SLURM's last job."""
+    folder = args.results / args.setting / "submitit"
+    jobs = launcher.submit(args.launcher, args.slurm, runs, last, folder, args.setting)
     if args.launcher == "local":
         launcher.wait(jobs)
     else:
-        print(f"{len(jobs) - 1} runs submitted, tables to follow by job {jobs[-1].job_id}; logs "
+        print(f"{len(runs)} runs submitted, tables to follow by job {jobs[-1].job_id}; logs "
               f"are in {folder}")
 
 
@@ -281,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, splits, synthetic, datas = prepare(argv)
     if args.launcher != "none":
-        launch(args, argv)
+        launch(args, *tasks(args, argv))
         if args.launcher == "slurm":
             return  # its last job does what follows
     train_all(args, datas)

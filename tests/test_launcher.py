@@ -6,7 +6,9 @@ the environment of a job, srun runs the program, scontrol notes what it is asked
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from refusals import refused
 
 import train
 from models import backbones
-from utils import launcher
+from utils import job_array, launcher
 from utils.engine import PREEMPTION
 from utils.errors import UserError
 
@@ -61,7 +63,8 @@ def here(tmp_path, monkeypatch):
     """This process knows the small network and so do its jobs; it may leave the repository."""
     init = launcher.Task.__init__
     monkeypatch.setattr(
-        launcher.Task, "__init__", lambda task, module, *rest: init(task, f"tiny_{module}", *rest)
+        launcher.Task, "__init__",
+        lambda task, module, *rest: init(task, module.replace("train", "tiny_train"), *rest),
     )
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signals are pytest's
@@ -136,6 +139,43 @@ def test_one_job_is_requeued_and_another_is_lost(slurm, here, tmp_path):
     assert "seed1: ACC" in printed
     assert list(Path("array/tiny/figures").glob("*.png"))
     assert runs("array") == runs("plain")
+
+
+@pytest.mark.slow
+def test_an_experiment_is_one_array_and_its_tables_the_last_job(
+    slurm, here, tmp_path, monkeypatch, capsys
+):
+    tiny.make(tmp_path / "data")
+    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
+    on_slurm = [*short, "--launcher", "slurm", "--slurm", "time=30"]
+    random = ["--methods", "random_40", "random_55"]
+    lines = [
+        ["train.py", *command("array", *on_slurm)],
+        ["train.py", *command("array", *random, *on_slurm)],
+        ["-m", "utils.best", "array/tiny", "--name", "best_random", "--rows", *random[1:]],
+        ["-m", "utils.tables", "array/tiny", "--baseline", "erm"],
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(shlex.join, lines)) + "\n"))
+    job_array.main()
+    assert "6 runs submitted, tables to follow by job 2" in capsys.readouterr().out
+    assert sorted(path.name for path in slurm.glob("*.sh")) == ["1.sh", "2.sh"]
+    assert "#SBATCH --array=0-5%6\n" in (slurm / "1.sh").read_text()
+    for script, task in (("1.sh", "2"), ("2.sh", None)):  # random_40, seed 1; the tables
+        environment = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": task} if task else {}
+        job = start(slurm / script, **environment)
+        printed = job.communicate(timeout=300)[0]
+        assert job.returncode == 0, printed
+    assert printed.count("seed1: finished, reused") == 1
+    assert printed.count("seed1: ACC") == 2
+    summary = Path("array/tiny/summary.md").read_text()
+    assert all(f"| {name} " in summary for name in ("erm", "random_40", "best_random"))
+    assert "## Paired differences to erm" in summary
+
+
+def test_lines_without_slurm_are_no_job_array(here, tmp_path, monkeypatch, capsys):
+    tiny.make(tmp_path / "data")
+    monkeypatch.setattr("sys.stdin", io.StringIO(shlex.join(["train.py", *command("results")])))
+    refused(capsys, lambda _: job_array.main(), [], names="--launcher slurm")
 
 
 def test_local_jobs_and_tables_after_them(here, tmp_path, capsys):

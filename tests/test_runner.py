@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from utils.tables import paper_row
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = """#!/usr/bin/env bash
+[ "$2" != utils.job_array ] || cat > "$RECORD.lines"
 printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 """
 EXPERIMENTS = [
@@ -132,6 +134,18 @@ def test_further_flags_reach_every_training(tmp_path):
     refused = called(tmp_path, "judge", "--tensorboard")
     assert refused.returncode == 2 and "no further flags: --tensorboard" in refused.stderr
     assert not (tmp_path / "record").exists()
+
+
+@pytest.mark.parametrize("name", ["table2", "table4", "figure1", "figure6", "fairif-table11"])
+def test_slurm_is_given_an_experiment_as_one_job_array(name, tmp_path):
+    environment = {"SETTING": "celeba", "RESULTS": "my 'own' results"}
+    alone = recorded(tmp_path, name, **environment)
+    array = ["--launcher", "slurm", "--slurm", "partition=gpu"]
+    together = recorded(tmp_path, name, *array, **environment, JOBS="2")
+    assert together == [["-m", "utils.job_array"]]
+    lines = list(map(shlex.split, (tmp_path / "record.lines").read_text().splitlines()))
+    assert lines == [line + array * (line[0] == "train.py") for line in alone]
+    assert len(lines) > 2
 
 
 def test_a_line_is_printed_so_that_it_can_be_pasted(tmp_path):

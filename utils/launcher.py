@@ -1,10 +1,10 @@
-"""`--launcher`: every method and seed of one command as a job array, through submitit.
+"""`--launcher`: every method and seed of one command, or one experiment, as a job array (submitit).
 
-A task is the same command for one method and seed; it needs nothing from the other tasks, whose
+A task is a command for one method and seed; it needs nothing from the other tasks, whose
 pre-trained model it waits for or finds. On SLURM a last job, which starts when all tasks have ended
-in whatever way, is the same command without --launcher: it finds the finished runs, makes those
-that are missing, and writes tables, figures and report. So a lost job loses nothing, and the
-command may be given again at any time.
+in whatever way, is the command without --launcher, or each of the experiment's in turn: it finds
+the finished runs, makes those that are missing, and writes tables, figures and report. So a lost
+job loses nothing, and the command may be given again at any time.
 
 Before its time is up a job gets SIGUSR2: it saves, and submitit puts it back into the queue.
 """
@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +124,8 @@ class Task:
 
 
 def submit(
-    launcher: str, pairs: Sequence[str], tasks: Sequence[Task], last: Task, folder: Path, name: str
+    launcher: str, pairs: Sequence[str], tasks: Sequence[Task], last: Callable[[], None],
+    folder: Path, name: str,
 ) -> list:
     """Submit the tasks as one array and, on SLURM, `last` to follow them; submitit's jobs.
 
