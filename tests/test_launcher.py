@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from refusals import refused
 
 import train
@@ -71,7 +72,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
     monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the same sums
     monkeypatch.chdir(tmp_path)
 
 
