@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,9 +17,9 @@ PANELS = ("acc", "wst", "eo_worst")
 
 
 def _mean_and_spread(seeds: list[dict], name: str) -> tuple[float, float]:
-    """Mean and sample standard deviation over seeds in percent; the latter 0 for one seed."""
+    """Mean and sample standard deviation over seeds in percent; NaN, no bar, for one seed."""
     mean, spread = summary(seeds)[name]
-    return 100 * mean, 0.0 if math.isnan(spread) else 100 * spread
+    return 100 * mean, 100 * spread
 
 
 def top_k_curve(setting_dir: str | Path) -> Figure | None:
@@ -71,7 +70,8 @@ def block_bars(setting_dir: str | Path, prefix: str) -> Figure | None:
         rows = [list(metrics[prefix + block].values()) for block in blocks]
         mean, spread = np.array([_mean_and_spread(seeds, name) for seeds in rows]).T
         axis.bar(blocks, mean, yerr=spread, color=COLOURS[0], capsize=3, width=0.7)
-        lines = [mean.min() - spread.max(), mean.max() + spread.max()]
+        reach = np.nan_to_num(spread).max()
+        lines = [mean.min() - reach, mean.max() + reach]
         for index, reference in enumerate(("full_finetuning", "aim_fair"), start=1):
             if reference in metrics:
                 value, _ = _mean_and_spread(list(metrics[reference].values()), name)
