@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from utils.files import is_plain_name, remove_leftovers, write_atomic, write_jso
 from utils.flags import FINETUNE_ONLY, NOT_RESULTS
 from utils.launcher import Task
 from utils.metrics import fairness_metrics, to_json
-from utils.options import ArgumentParser, check_compiler, parse_options
+from utils.options import ArgumentParser, check_compiler, check_device, parse_options
 from utils.paper import own_row
 from utils.runs import adopt, claim, exclusive, finish, list_digest, weights_digest
 
@@ -68,13 +67,9 @@ def check_flags(args: argparse.Namespace) -> None:
     biased = {key: parser().get_default(key) for key in ("minority", "rule")}
     if args.size is None and any(getattr(args, key) != value for key, value in biased.items()):
         raise UserError("--size all takes the images as they are: leave out --minority and --rule")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
-        raise UserError(f"--device {args.device} is none of cpu, cuda and cuda:N")
     launcher.check(args.launcher, args.slurm)
     # a job has its own device, and decides for itself what is the default
-    elsewhere = args.device == "cpu" or args.launcher == "slurm"
-    if not elsewhere and int(args.device[5:] or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {args.device} is not on this machine; use --device cpu")
+    check_device(args.device, here=args.launcher != "slurm")
     if args.compile:
         check_compiler()
     with torch.device("meta"):  # the names without the numbers

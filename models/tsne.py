@@ -37,7 +37,7 @@ from models.features import Features, run_config, run_features
 from utils.errors import UserError, exit_cleanly
 from utils.figure_style import STYLE, save
 from utils.metrics import group_index
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, check_device
 from utils.table_text import aligned
 from utils.tables import paired_difference, run_folders
 
@@ -219,7 +219,7 @@ def parser() -> ArgumentParser:
                    help="test images of each group (y, a) that are drawn at most; all are probed")
     p.add_argument("--seed", type=int, default=0, help="of the drawn points, t-SNE and the folds")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                   choices=("cpu", "cuda"), help="where features are computed")
+                   help="where features are computed: cpu, cuda or cuda:N")
     p.add_argument("--workers", type=int, default=1, help="threads that prepare batches")
     return p
 
@@ -229,8 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if args.points < 2 or not 0 <= args.seed < 2**32:
         raise UserError("--points must be at least 2, and --seed at least 0 and below 2^32")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda is not on this machine; use --device cpu")
+    check_device(args.device)
     runs = select_runs(args.setting, args.rows, args.seeds)
     written, table = draw(args.setting, runs, args.data_root, number=args.points, seed=args.seed,
                           device=args.device, store_dir=args.store_dir, workers=args.workers)

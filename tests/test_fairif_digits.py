@@ -293,6 +293,8 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         (["--damping", "nan"], "--damping"),
         (["--table", "5"], "--table"),
         (["--inverse", "exact"], "--inverse exact"),
+        (["--device", "gpu"], "--device gpu is none of"),
+        (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
         (["--inverse", "newton"], "--inverse"),
         (["--product", "fisher"], "--product"),
         (["--name", "a/b"], "--name"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from utils.errors import UserError
 
@@ -15,6 +18,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help explains every flag")
+
+
+def check_device(device: str, *, here: bool = True) -> None:
+    """Raise UserError unless `device` is cpu, cuda or cuda:N, and (`here`) this machine has it."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device {device} is none of cpu, cuda and cuda:N")
+    if here and device != "cpu" and int(device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device} is not on this machine; use --device cpu")
 
 
 def check_compiler() -> None:

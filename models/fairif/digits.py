@@ -42,26 +42,27 @@ CURVATURE = 10_000  # training digits, drawn by the seed, whose mean loss define
 
 
 def make_problem(
-    parts: DigitSplits, seed: int, network: str, recipe: Recipe, settings: Settings
+    parts: DigitSplits, seed: int, network: str, recipe: Recipe, settings: Settings,
+    device: str = "cpu",
 ) -> tuple[Problem, Samples]:
-    """(problem, test samples); settings get the seed, as do the networks and all draws."""
-    train, val, test = (_samples(part) for part in (parts.train, parts.val, parts.test))
+    """(problem, test samples) on the device; settings get the seed, as do networks and draws."""
+    train, val, test = (_samples(part, device) for part in (parts.train, parts.val, parts.test))
 
     def build() -> nn.Sequential:
         torch.manual_seed(seed)
-        return NETWORKS[network]()
+        return NETWORKS[network]().to(device)
 
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     problem = Problem(
         train, val, build, False, 0.0, math.inf, seed, recipe=recipe,
-        settings=settings.with_seed(seed), held=order[:CURVATURE].sort().values,
+        settings=settings.with_seed(seed), held=order[:CURVATURE].sort().values.to(device),
     )
     return problem, test
 
 
-def _samples(part: Digits) -> Samples:
+def _samples(part: Digits, device: str) -> Samples:
     arrays = part.pixels(), part.y, part.a
-    return Samples(*map(torch.from_numpy, arrays))
+    return Samples(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 class Rows:
@@ -108,7 +109,9 @@ class Rows:
         kept = self.problem.fits[-1] if name != "erm" else None
         record = {
             **identity(self.config(name)),
-            "metrics": to_json(fairness_metrics(prediction, self.test.y, self.test.a)),
+            "metrics": to_json(fairness_metrics(
+                *(part.cpu() for part in (prediction, self.test.y, self.test.a))
+            )),
             "epoch": kept.epoch if kept else extra.pop("epoch"),
             "val_accuracy": kept.accuracy if kept else extra.pop("val_accuracy"), **extra,
         }
@@ -181,7 +184,8 @@ class Rows:
         path = self.folder / name
         if not path.exists():
             buffer = io.BytesIO()
-            torch.save(identity(self.config(name)) | {"tensors": compute()}, buffer)
+            tensors = {key: value.cpu() for key, value in compute().items()}
+            torch.save(identity(self.config(name)) | {"tensors": tensors}, buffer)
             write_atomic(path, buffer.getbuffer())
         try:
             held = torch.load(path, weights_only=True)

@@ -96,7 +96,7 @@ class Problem:
         """
         if self.recipe:
             outputs = logits or logits_at(model, x)
-            relative = (len(y) * weights).float()  # 1 each for the mean loss
+            relative = (len(y) * weights).float().to(y.device)  # 1 each for the mean loss
 
             def loss(rows: Tensor) -> Tensor:
                 out = outputs(rows)

@@ -186,10 +186,10 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 512) -> float:
     """Share of the samples, x [N, ...] and y int64 [N], on whose side of 0 the logit is."""
     with torch.no_grad():
         right = sum(
-            int(((model(some).squeeze(1) > 0) == (label == 1)).sum())
+            ((model(some).squeeze(1) > 0) == (label == 1)).sum()
             for some, label in zip(x.split(batch), y.split(batch), strict=True)
         )
-    return right / len(y)
+    return int(right) / len(y)
 
 
 def fit_by_recipe(
@@ -215,7 +215,8 @@ def fit_by_recipe(
     model.eval()  # no network here has dropout or batch norm
     kept, state = Kept(0, -1.0), {}
     for epoch in range(1, recipe.epochs + 1):
-        for rows in torch.randperm(samples, generator=generator).split(recipe.batch):
+        order = torch.randperm(samples, generator=generator).to(val[1].device)
+        for rows in order.split(recipe.batch):
             optimizer.zero_grad()
             loss(rows).backward()
             optimizer.step()

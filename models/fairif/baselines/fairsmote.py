@@ -93,11 +93,11 @@ def missing(y: Tensor, a: Tensor) -> list[int]:
 
 
 def oversampled(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y, a of the training set followed by the new samples, all four cells of equal size.
+    """x, y, a of the training set and the new samples, all four cells of equal size, on the CPU.
 
     Raises UserError as `missing`.
     """
-    x, y, a = problem.train.x, problem.train.y, problem.train.a
+    x, y, a = (part.cpu() for part in (problem.train.x, problem.train.y, problem.train.a))
     generator = torch.Generator().manual_seed(problem.seed)
     xs, ys, sensitive = [x], [y], [a]
     for (label, protected), lack in zip(CELLS, missing(y, a), strict=True):
@@ -111,5 +111,5 @@ def oversampled(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 def train(problem: Problem) -> nn.Module:
     """The model fitted on the oversampled training set. Raises UserError as `oversampled`."""
-    x, y, _ = oversampled(problem)
+    x, y, _ = (part.to(problem.train.x.device) for part in oversampled(problem))
     return problem.fit(problem.build(), x, y, torch.full((len(y),), 1 / len(y)).double())
