@@ -40,13 +40,24 @@ def test_top_k_curve_shows_mean_and_spread_over_seeds(tmp_path):
         line, _, (bars,) = axis.containers[0]
         assert list(line.get_xdata()) == [2, 3]
         assert list(line.get_ydata()) == pytest.approx(expected)
-        assert np.ptp(bars.get_segments()[1][:, 1]) == 0  # one seed has no spread
+        assert np.isnan(bars.get_segments()[1][:, 1]).all()  # one seed has no spread
     spread = 100 * np.std([0.75, 0.80], ddof=1)
     bars = figure.axes[0].containers[0][2][0].get_segments()
     assert np.ptp(bars[0][:, 1]) == pytest.approx(2 * spread)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2\n50%", "3\n75%"]
     write_run(tmp_path / "another_k3" / "seed1", (8, 8, 8, 8), k=3, criterion="absolute")
     assert top_k_curve(tmp_path) is None  # two rows of the same k differ in something else
+
+
+def test_figure_1_shows_of_a_search_its_choice_alone(tmp_path):
+    for name in ("erm", "random_40", "random_55", "best_random"):
+        write_run(tmp_path / name / "seed1", (5, 10, 10, 5))
+        write_json(tmp_path / name / "seed1" / "config.json", {"method": name} | (
+            {"selected": {"row": "random_55", "from": ["random_40", "random_55"], "rule": "r"}}
+            if name == "best_random" else {}
+        ))
+    axis = accuracy_against_eo(tmp_path).axes[0]
+    assert axis.get_legend_handles_labels()[1] == ["erm (1)", "best_random: random_55 (1)"]
 
 
 def test_block_bars_are_in_network_order_with_references(tmp_path):
@@ -79,5 +90,8 @@ def test_figure_1_joins_several_settings(tmp_path):
     assert worst.collections[place].get_offsets().tolist() == [[50, 75]]
     looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in odds.containers}
     assert len(looks) == 9
+    figure = accuracy_against_eo(tmp_path / "table3", tmp_path / "table4")
+    sizes = [figure.legends[0].get_window_extent(), figure.bbox]
+    assert sizes[0].x0 >= sizes[1].x0 and sizes[0].x1 <= sizes[1].x1
     names = {path.name for path in draw_all(tmp_path / "table4", [tmp_path / "table3"])}
     assert names == {"accuracy_against_eo.png", "accuracy_against_eo.pdf"}

@@ -31,7 +31,7 @@ from utils.masks import read_masks
 from utils.metrics import summary
 from utils.options import ArgumentParser
 from utils.runs import read_log
-from utils.tables import read_metrics, run_folders
+from utils.tables import configs_of, read_metrics, run_folders
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 
@@ -145,15 +145,21 @@ def accuracy_against_eo(*setting_dirs: str | Path) -> Figure | None:
     """Overall accuracy against EO (worst case) and WST of every method, after the paper's Figure 1.
 
     Large points: means over seeds, with the sample standard deviation; small ones: the seeds. A
-    method that several settings hold is drawn from the first. None where no method has the figures
-    (EO is NaN with an empty test cell).
+    method that several settings hold is drawn from the first. Of the rows that utils.best has
+    chosen from, only the choice is drawn. None where no method has the figures (EO is NaN with an
+    empty test cell).
     """
     runs: dict = {}
+    chosen: dict[str, dict] = {}
     for setting_dir in setting_dirs:
         if any(Path(setting_dir).glob("*/seed*/metrics.json")):  # else the curves can be drawn
             runs = read_metrics(setting_dir) | runs
-    runs = {name: seeds for name, seeds in runs.items()
-            if not math.isnan(summary(seeds.values())["eo_worst"][0])}
+            configs = configs_of(Path(setting_dir))
+            chosen |= {name: c["selected"] for name, c in configs.items() if c.get("selected")}
+    left_out = {row for choice in chosen.values() for row in choice["from"]}
+    runs = {f"{name}: {chosen[name]['row']}" if name in chosen else name: seeds
+            for name, seeds in runs.items() if name not in left_out
+            and not math.isnan(summary(seeds.values())["eo_worst"][0])}
     if not runs:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
@@ -164,7 +170,7 @@ def accuracy_against_eo(*setting_dirs: str | Path) -> Figure | None:
     axes[1].set_xlabel("worst-group accuracy (%): fairer to the right")
     axes[0].set_ylabel("overall accuracy (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
-                  ncols=5 if len(runs) > 6 else 3, title="method (seeds)")
+                  ncols=4 if len(runs) > 6 else 3, title="method (seeds)")
     return figure
 
 

@@ -198,7 +198,7 @@ def differences(setting_dir: str | Path, baseline: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _configs(setting_dir: Path) -> dict[str, dict[str, Any]]:
+def configs_of(setting_dir: Path) -> dict[str, dict[str, Any]]:
     """{method: config.json of its first seed}, where there is one."""
     paths = {method: next(iter(seeds.values())) / "config.json"
              for method, seeds in run_folders(setting_dir).items()}
@@ -225,7 +225,7 @@ def write_summary(
         setting_dir.resolve().name, frame, unfinished=unfinished(setting_dir),
         baseline=baseline, paired=paired,
     )
-    configs = _configs(setting_dir)
+    configs = configs_of(setting_dir)
     text += row_settings.protected_labels(configs) + row_settings.sentences(configs)
     text += _selections(configs)
     changes = relative.relative_changes(setting_dir, frame)
