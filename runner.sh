@@ -107,6 +107,7 @@ best() {  # folder, name, the paper's row, rows to choose from by validation acc
 }
 compared() {  # folder, row: the table with paired differences to that row, ERM where none is given
   saved utils.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}" --latex
+  saved utils.plots "$RESULTS/$FOLDER/$1"
   saved utils.report "$RESULTS/$FOLDER/$1"
 }
 images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
