@@ -322,11 +322,14 @@ def test_ctrl_c_stops_every_job(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/bash\necho $$ > "$RECORD/$RANDOM.pid"\nexec sleep 100\n')
     python.chmod(0o755)
+    # where tests are started in a script's background it is ignored, by their children too
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = subprocess.Popen(
         ["bash", str(ROOT / "runner.sh"), "table9"], start_new_session=True,
         env={**os.environ, "PYTHON": str(python), "RECORD": str(tmp_path), "SEEDS": "1 2 3",
              "SETTING": "celeba", "JOBS": "2"},
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     while len(pids := [path.read_text() for path in tmp_path.glob("*.pid")]) < 2 or "" in pids:
         time.sleep(0.05)
     os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
