@@ -34,7 +34,7 @@ SETTING=${SETTING:-demo}
 MORE=("${@:2}")                        # flags after an experiment's name go to each train.py of it
 JOBS=${JOBS:-1}                        # seeds trained at once, each by a process of its own
 QUEUE=()                               # with --launcher slurm: python's arguments, line by line
-case " ${MORE[*]} " in *" --launcher slurm "*) SLURM=yes ;; *) SLURM= ;; esac
+case " ${MORE[*]/#--launcher=/--launcher } " in *" --launcher slurm "*) SLURM=yes ;; *) SLURM= ;; esac
 
 # glibc gives a step's memory back to the system and asks for it again: on a CPU a tenth of the time.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
@@ -91,7 +91,7 @@ rows() {  # folder of the table, its number in the paper or "", flags of train.p
   if [ -n "$2" ] && [ $SETTING != demo ] && [ "${PAPER:-}" != no ]; then flags+=(--paper-table "$2"); fi
   local folder=$FOLDER/$1
   flags=(train.py --setting "${folder%/.}" "${flags[@]}" --seeds)
-  if [ $JOBS -gt 1 ] && [[ " ${MORE[*]} " != *" --launcher "* ]]; then
+  if [ $JOBS -gt 1 ] && [[ " ${MORE[*]} " != *" --launcher"[\ =]* ]]; then
     # a process a seed; the line after it finds their runs and sums them up
     local threads=${OMP_NUM_THREADS:-$((($(nproc) + JOBS - 1) / JOBS))}
     printf '%s\n' $SEEDS | OMP_NUM_THREADS=$threads TQDM_DISABLE=1 \
@@ -107,7 +107,6 @@ best() {  # folder, name, the paper's row, rows to choose from by validation acc
 }
 compared() {  # folder, row: the table with paired differences to that row, ERM where none is given
   saved utils.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}" --latex
-  saved utils.plots "$RESULTS/$FOLDER/$1"
   saved utils.report "$RESULTS/$FOLDER/$1"
 }
 images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
@@ -192,6 +191,7 @@ table4() {
   best table4 best_random "Best random selection" $RANDOM_ROWS
   best table4 best_update "Best sub-tuning (update one block)" $(each update)
   best table4 best_freeze "Best sub-tuning (freeze one block)" $(each freeze)
+  saved utils.plots "$RESULTS/$FOLDER/table4"  # of the searched rows the choice alone
   compared table4 aim_fair
   saved utils.masks "$RESULTS/$FOLDER/table4"
 }
@@ -262,6 +262,7 @@ rates() {
     names+=(aim_fair_lr$rate)
   done
   best rates best_rate "" "${names[@]}"
+  saved utils.plots "$RESULTS/$FOLDER/rates"
   compared rates aim_fair_lr$(on_demo 0.01 0.06)
 }
 

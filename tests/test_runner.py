@@ -136,11 +136,12 @@ def test_further_flags_reach_every_training(tmp_path):
     assert not (tmp_path / "record").exists()
 
 
+@pytest.mark.parametrize("flags", [["--launcher", "slurm"], ["--launcher=slurm"]])
 @pytest.mark.parametrize("name", ["table2", "table4", "figure1", "figure6", "fairif-table11"])
-def test_slurm_is_given_an_experiment_as_one_job_array(name, tmp_path):
+def test_slurm_is_given_an_experiment_as_one_job_array(name, flags, tmp_path):
     environment = {"SETTING": "celeba", "RESULTS": "my 'own' results"}
     alone = recorded(tmp_path, name, **environment)
-    array = ["--launcher", "slurm", "--slurm", "partition=gpu"]
+    array = [*flags, "--slurm", "partition=gpu"]
     together = recorded(tmp_path, name, *array, **environment, JOBS="2")
     assert together == [["-m", "utils.job_array"]]
     lines = list(map(shlex.split, (tmp_path / "record.lines").read_text().splitlines()))

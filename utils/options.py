@@ -8,8 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from utils.errors import UserError
 
 
@@ -24,7 +22,11 @@ def check_device(device: str, *, here: bool = True) -> None:
     """Raise UserError unless `device` is cpu, cuda or cuda:N, and (`here`) this machine has it."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"--device {device} is none of cpu, cuda and cuda:N")
-    if here and device != "cpu" and int(device[5:] or 0) >= torch.cuda.device_count():
+    if not here or device == "cpu":
+        return
+    import torch  # seconds, which the commands without a device need not wait
+
+    if int(device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {device} is not on this machine; use --device cpu")
 
 

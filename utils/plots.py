@@ -31,7 +31,7 @@ from utils.masks import read_masks
 from utils.metrics import summary
 from utils.options import ArgumentParser
 from utils.runs import read_log
-from utils.tables import configs_of, read_metrics, run_folders
+from utils.tables import configs_of, read_metrics, run_folders, selections
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 
@@ -154,8 +154,7 @@ def accuracy_against_eo(*setting_dirs: str | Path) -> Figure | None:
     for setting_dir in setting_dirs:
         if any(Path(setting_dir).glob("*/seed*/metrics.json")):  # else the curves can be drawn
             runs = read_metrics(setting_dir) | runs
-            configs = configs_of(Path(setting_dir))
-            chosen |= {name: c["selected"] for name, c in configs.items() if c.get("selected")}
+            chosen |= selections(configs_of(Path(setting_dir)))
     left_out = {row for choice in chosen.values() for row in choice["from"]}
     runs = {f"{name}: {chosen[name]['row']}" if name in chosen else name: seeds
             for name, seeds in runs.items() if name not in left_out

@@ -205,12 +205,16 @@ def configs_of(setting_dir: Path) -> dict[str, dict[str, Any]]:
     return {method: read_json(path) for method, path in paths.items() if path.exists()}
 
 
-def _selections(configs: Mapping[str, Mapping[str, Any]]) -> str:
+def selections(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{row that utils.best has chosen: the `row` it is, those it is `from`, by what `rule`}."""
+    return {method: c["selected"] for method, c in configs.items() if c.get("selected")}
+
+
+def _selection_lines(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """One line a row that utils.best has chosen: which, of how many and which, by what rule."""
-    chosen = {method: c["selected"] for method, c in configs.items() if c.get("selected")}
     return "".join(
         f"\n{method} is {s['row']}, chosen of {len(s['from'])} rows ({', '.join(s['from'])}): "
-        f"{s['rule']}.\n" for method, s in chosen.items()
+        f"{s['rule']}.\n" for method, s in selections(configs).items()
     )
 
 
@@ -227,7 +231,7 @@ def write_summary(
     )
     configs = configs_of(setting_dir)
     text += row_settings.protected_labels(configs) + row_settings.sentences(configs)
-    text += _selections(configs)
+    text += _selection_lines(configs)
     changes = relative.relative_changes(setting_dir, frame)
     text += relative.section(changes)
     csv = frame.to_csv(index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n")

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets.loader import send
 from models.debiasing.base import losses_of
-from models.debiasing.eiil import EIIL, InferredEnvironments
+from models.debiasing.eiil import EIIL, InferredEnvironments, group_means
 
 EDGE = 1e-3  # the logit of a keep-probability is taken at least this far from 0 and 1
 
@@ -45,10 +45,8 @@ def environment_risk(losses: Tensor, environments: Tensor, penalty: float) -> Te
     losses float [B], environments int64 [B] in {0, 1}. One without samples in the batch has no
     risk and is left out of mean and variance.
     """
-    member = F.one_hot(environments, 2).to(losses.dtype)
-    counts = member.sum(0)
-    means = (losses @ member) / counts.clamp_min(1)
-    present = (counts > 0).to(losses.dtype)
+    means = group_means(losses, environments, 2)
+    present = F.one_hot(environments, 2).amax(0).to(losses.dtype)
     share = present / present.sum()  # 1/2 each, or 1 and 0
     mean = share @ means
     return mean + penalty * (share @ (means - mean) ** 2)

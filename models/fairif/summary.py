@@ -125,7 +125,7 @@ def latex(frame: pd.DataFrame, heading: Heading) -> str:
     r"""summary.tex from the lines of summary.csv: a booktabs tabular a dataset or bias.
 
     Best mean bold and second underlined per column (figures that print alike share a rank), the
-    paper's figure in brackets, below a rule the paired differences. Needs \\usepackage{booktabs}.
+    paper's figure in brackets, below a rule the paired differences. Needs \usepackage{booktabs}.
     """
     parts = [
         f"% FairIF, Table {heading.table}: {heading.title}. \\usepackage{{booktabs}}\n"
