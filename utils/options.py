@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -16,6 +17,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(f"{message}; {self.prog} --help explains every flag")
+
+
+def path(text: str) -> Path:
+    """A flag's path with ~ and $VARIABLES filled in: the shell leaves them in --out=~/images."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(os.path.expandvars(os.path.expanduser(text)))
 
 
 def check_device(device: str, *, here: bool = True) -> None:
