@@ -3,9 +3,10 @@
     OPENAI_API_KEY=... python -m prompts.build --target Smiling --protected Male --number 50 \
         --model gpt-4 [--head-poses] [--base-url URL] [--out FILE]
 
-Any endpoint that speaks OpenAI's chat completions will do. Every answer is kept at once in
-<FILE>.partial; a start with the same settings goes on from there. The key is read from the
-environment only and is taken out of all that is printed or stored.
+Any endpoint that speaks OpenAI's chat completions will do, with response_format or without. Every
+answer is kept at once in <FILE>.partial; a start with the same settings goes on from there, and
+reads the kept answers again. The key is read from the environment only and is taken out of all that
+is printed or stored.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
+if not __package__:  # started by its path: python prompts/build.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prompts.answers import best_prompts
 from prompts.check import (
     check_cells,
     check_prompt,
@@ -24,7 +29,7 @@ from prompts.check import (
     needs_ages,
     normalised,
 )
-from prompts.endpoint import Endpoint, parse_answer
+from prompts.endpoint import Endpoint
 from prompts.instruction import (
     ATTRIBUTES,
     STARTS_WITH,
@@ -37,20 +42,23 @@ from prompts.instruction import (
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.metrics import CELLS
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 ROUNDS = 6  # requests per cell and start; a good model needs one or two
 
 
-def accept(document: dict, cell: tuple[int, int], prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Add to the cell the prompts that pass the check; return the others, each with its reasons.
+def judge(
+    document: dict, cell: tuple[int, int], prompts: Sequence[str]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The prompts that the cell would take, and the others, each with its reasons.
 
-    Prompts beyond the set's number are dropped. In UTKFace sets a prompt is refused when the
+    Prompts beyond the set's number are in neither. In UTKFace sets a prompt is refused when the
     places left would no longer do for the ages still missing.
     """
     rules = {key: document[key] for key in ("dataset", "target", "protected", "starts_with")}
     number, _ = parse_set(document["set"])
-    kept = document["cells"][f"{cell[0]}_{cell[1]}"]
+    kept = list(document["cells"][f"{cell[0]}_{cell[1]}"])
+    before = len(kept)
     seen = {normalised(prompt) for there in document["cells"].values() for prompt in there}
     refused = []
     for prompt in prompts:
@@ -71,7 +79,19 @@ def accept(document: dict, cell: tuple[int, int], prompts: Sequence[str]) -> lis
         else:
             kept.append(prompt)
             seen.add(normalised(prompt))
+    return kept[before:], refused
+
+
+def accept(document: dict, cell: tuple[int, int], prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """Add to the cell the prompts that pass; return the refused ones, each with its reasons."""
+    taken, refused = judge(document, cell, prompts)
+    document["cells"][f"{cell[0]}_{cell[1]}"] += taken
     return refused
+
+
+def prompts_in(document: dict, cell: tuple[int, int], answer: str) -> list[str]:
+    """Of all lists in an answer the one of which the cell takes most."""
+    return best_prompts(answer, lambda prompts: len(judge(document, cell, prompts)[0]))
 
 
 def _bands(bands: Sequence[tuple[int, int]]) -> str:
@@ -96,11 +116,12 @@ def request(document: dict, cell: tuple[int, int], complaint: str = "") -> str:
 
 
 def fill_cell(
-    document: dict, cell: tuple[int, int], ask: Callable[[str], str], save: Callable[[], None]
+    document: dict, cell: tuple[int, int], endpoint: Endpoint, save: Callable[[], None]
 ) -> None:
     """Ask until the cell is full, at most ROUNDS times, and save after every answer.
 
-    Raises UserError when it is still not full then.
+    After an answer without a usable prompt the endpoint is asked without response_format.
+    Raises UserError when the cell is still not full then.
     """
     number, _ = parse_set(document["set"])
     name = f"{cell[0]}_{cell[1]}"
@@ -108,16 +129,18 @@ def fill_cell(
     for _ in range(ROUNDS):
         if len(kept) == number:
             return
-        answer = ask(request(document, cell, complaint))
-        prompts = parse_answer(answer)
+        answer, before = endpoint.ask(request(document, cell, complaint)), len(kept)
+        prompts = prompts_in(document, cell, answer)
         refused = accept(document, cell, prompts)
         document["source"]["raw"].append({"cell": name, "answer": answer})
         save()
         print(f"cell {name}: {len(kept)} of {number}, {len(refused)} refused", file=sys.stderr)
+        if len(kept) == before:
+            endpoint.give_up_structure("gave no usable prompt")
         listed = "\n".join(f"{prompt} ({reasons})" for prompt, reasons in refused[:10])
         complaint = f"These prompts of the last answer were refused:\n{listed}" if refused else ""
         if not prompts:
-            complaint = "The last answer held no JSON list of prompts."
+            complaint = "The last answer held no list of prompts."
     if len(kept) < number:
         raise UserError(
             f"after {ROUNDS} requests the model has given only {len(kept)} of {number} usable "
@@ -143,46 +166,62 @@ def new_document(
 
 
 def resume(document: dict, partial: Path) -> None:
-    """Take over what `partial` holds; UserError where it was made with other settings."""
+    """Take over what `partial` holds, its answers read again for prompts that fit a cell.
+
+    Raises UserError where it was made with other settings, or is no such file.
+    """
     before = load_document(partial)
     try:
-        same = all(before[key] == document[key] for key in ("dataset", "set", "starts_with"))
-        same = same and all(before[key] == document[key] for key in ("target", "protected"))
         old, new = before["source"], document["source"]
-        same = same and all(old[key] == new[key] for key in ("model", "instruction"))
-        if same:
-            document["source"] = {key: old[key] for key in ("model", "date", "instruction", "raw")}
-            for y, a in CELLS:
-                accept(document, (y, a), before["cells"][f"{y}_{a}"])
+        settings = ("dataset", "target", "protected", "set", "starts_with")
+        other = [key for key in settings if before[key] != document[key]]
+        other += [key for key in ("model", "instruction") if old[key] != new[key]]
+        source = {key: old[key] for key in ("model", "date", "instruction", "raw")}
+        answers = [(entry["cell"], entry["answer"]) for entry in source["raw"]]
+        cells = {(y, a): before["cells"][f"{y}_{a}"] for y, a in CELLS}
+        whole = all(isinstance(item, str) for item in (*sum(answers, ()), *sum(cells.values(), [])))
     except (KeyError, TypeError, AttributeError):
-        same = False
-    if not same:
+        whole = False
+    if not whole:
         raise UserError(
-            f"{partial} was begun with other settings; delete it or choose another --out"
+            f"{partial} is damaged or was not left by this command; delete it, or choose another "
+            "--out"
         )
+    if other:
+        raise UserError(
+            f"{partial} was begun with other settings ({', '.join(other)}); delete it or choose "
+            "another --out"
+        )
+    document["source"] = source
+    for cell, prompts in cells.items():
+        accept(document, cell, prompts)
+    for cell in CELLS:
+        for name, answer in answers:
+            if name == f"{cell[0]}_{cell[1]}":
+                accept(document, cell, prompts_in(document, cell, answer))
 
 
-def build(document: dict, out: Path, ask: Callable[[str], str]) -> None:
+def build(document: dict, out: Path, endpoint: Endpoint) -> None:
     """Fill every cell, resuming from <out>.partial, and write `out`; see fill_cell for errors."""
     partial = out.with_name(out.name + ".partial")
 
-    def save(path: Path = partial) -> None:
+    def save(file: Path = partial) -> None:
         try:
-            write_json(path, document)
+            write_json(file, document)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror}); choose another --out"
+                f"{file} cannot be written ({error.strerror}); choose another --out"
             ) from None
 
     if partial.exists():
         resume(document, partial)
     save()  # before the first request is paid for: the folder must be there and writable
     for cell in CELLS:
-        fill_cell(document, cell, ask, save)
-    if failures := check_cells(document):
-        raise UserError(f"{partial} fails the check and is left for you to mend: {failures[0]}")
+        fill_cell(document, cell, endpoint, save)
     save(out)
     partial.unlink()
+    for failure in check_cells(document):  # of the set as a whole: no single prompt is at fault
+        print(f"{out}: {failure}", file=sys.stderr)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -200,7 +239,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="the model's name at the endpoint")
     parser.add_argument("--base-url", help="default: OPENAI_BASE_URL, else OpenAI's own")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per request")
-    parser.add_argument("--out", type=Path, help="default: prompts/<Target>_<Protected>_<set>.json")
+    parser.add_argument(
+        "--no-json-mode", action="store_true", help="never ask for response_format: it is given up "
+        "by itself where the endpoint fails or answers without use because of it",
+    )
+    parser.add_argument("--out", type=path, help="default: prompts/<Target>_<Protected>_<set>.json")
     options = parser.parse_args(arguments)
     if options.number < 1:
         raise UserError(
@@ -224,9 +267,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parse_arguments(arguments)
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder; give it a file name, ending in .json")
     if options.out.exists():
         raise UserError(f"{options.out} exists; delete it or give --out another file")
-    endpoint = Endpoint(options.model, options.base_url, options.timeout)
+    endpoint = Endpoint(
+        options.model, options.base_url, options.timeout, structured=not options.no_json_mode
+    )
     document = new_document(
         options.dataset,
         options.target,
@@ -236,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.model,
     )
     try:
-        build(document, options.out, endpoint.ask)
+        build(document, options.out, endpoint)
     except UserError as error:
         raise UserError(endpoint.scrub(str(error))) from None
     print(f"{options.out}: {options.number} prompts in each of the 4 cells")

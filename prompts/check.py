@@ -26,11 +26,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+if not __package__:  # started by its path: python prompts/check.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from prompts.attributes import HEAD_POSE, ages, plain_text, values_named
 from prompts.instruction import ATTRIBUTES, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, reason
 from utils.metrics import CELLS
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 PROMPTS = Path(__file__).parent
 # The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
@@ -73,17 +76,26 @@ def estimate_tokens(prompt: str) -> int:
 
 def tokenizer_count(folder: str | Path) -> Callable[[str], int]:
     """The exact count by a CLIP tokenizer in a local folder; UserError where there is none."""
+    remedy = "name a CLIP tokenizer's folder, or leave the flag out for the estimate"
     files = {file.name for file in Path(folder).glob("*")}
-    try:
-        if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
-            raise OSError("transformers would make an empty tokenizer of an empty folder")
-        from transformers import CLIPTokenizer  # seconds to import, and only needed here
-
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception:  # noqa: BLE001 - the tokenizers' parser raises plain Exception
+    if not ({"vocab.json", "merges.txt"} <= files or "tokenizer.json" in files):
+        # transformers would make an empty tokenizer of an empty folder
         raise UserError(
-            f"--tokenizer {folder} holds no CLIP tokenizer (vocab.json and merges.txt); name "
-            "such a folder, or leave the flag out for the estimate"
+            f"--tokenizer {folder} holds neither vocab.json and merges.txt nor tokenizer.json; "
+            f"{remedy}"
+        )
+    try:
+        from transformers import CLIPTokenizer  # seconds to import, and only needed here
+    except ImportError as error:
+        raise UserError(
+            f"--tokenizer needs a package that cannot be imported ({error}); install "
+            "requirements.txt, or leave the flag out for the estimate"
+        ) from None
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - the tokenizers' parser raises plain Exception
+        raise UserError(
+            f"--tokenizer {folder} cannot be read ({reason(error)}); {remedy}"
         ) from None
     return lambda prompt: len(tokenizer(prompt)["input_ids"])
 
@@ -229,9 +241,15 @@ def load_document(path: str | Path) -> dict:
         raise UserError(
             f"{path} does not exist; name a prompt file, such as those in prompts/"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); name a prompt file in UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); change it to UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); name a prompt file"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read; mend or rebuild it") from None
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
 
 
@@ -263,17 +281,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m prompts.check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("files", nargs="*", help="prompt files (default: every .json in prompts/)")
-    parser.add_argument("--tokenizer", help="local folder of a CLIP tokenizer, for exact counts")
+    parser.add_argument(
+        "files", nargs="*", type=path, help="prompt files (default: every .json in prompts/)"
+    )
+    parser.add_argument(
+        "--tokenizer", type=path, help="local folder of a CLIP tokenizer, for exact counts"
+    )
     options = parser.parse_args(arguments)
     files = options.files or sorted(PROMPTS.glob("*.json"))
     count = tokenizer_count(options.tokenizer) if options.tokenizer else estimate_tokens
     total = 0
-    for path in files:
-        failures = check_file(path, functools.cache(count))
+    for file in files:
+        failures = check_file(file, functools.cache(count))
         total += len(failures)
         for failure in failures:
-            print(f"{path}: {failure}")
+            print(f"{file}: {failure}")
     print(f"{len(files)} files checked, {total} failures", file=sys.stderr)
     return 1 if total else 0
 

@@ -28,22 +28,40 @@ class PromptSet:
 def read_prompts(path: str | Path) -> PromptSet:
     """Read a prompt file; anything wrong with it is a UserError naming the file."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors add a mark
+    except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
         found = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
         raise UserError(
             f"--prompts {path}: there is no such file; write one with prompts/build.py or name one "
             f"of the committed files in prompts/{found}"
-        )
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--prompts {path} is not UTF-8 text ({error}); change it to UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"--prompts {path} cannot be read ({error.strerror or error}); name a prompt file, "
+            "such as those in prompts/"
+        ) from None
+    needs = (
+        'it needs "set", "target", "protected" and "cells" with lists "0_0", "0_1", "1_0" and "1_1"'
+    )
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors add a mark
+        content = json.loads(text)
         name, target, protected = (content[key] for key in ("set", "target", "protected"))
         cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"--prompts {path} is not a prompt file ({type(error).__name__}: {error}); it needs "
-            '"set", "target", "protected" and "cells" with lists "0_0", "0_1", "1_0" and "1_1"'
-        ) from None
+    except RecursionError:
+        raise UserError(f"--prompts {path} is nested too deeply to be read; {needs}") from None
+    except ValueError as error:
+        raise UserError(f"--prompts {path} is not valid JSON ({error}); {needs}") from None
+    except KeyError as error:
+        key = error.args[0]
+        raise UserError(f'--prompts {path} has no "{key}"; {needs}') from None
+    except TypeError:  # a list or a number in the place of an object
+        raise UserError(f"--prompts {path} is not a prompt file; {needs}") from None
     for word in (name, target, protected):
         if not isinstance(word, str) or not re.fullmatch(r"[\w-]+", word):
             raise UserError(

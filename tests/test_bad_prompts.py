@@ -14,6 +14,7 @@ from prompts import build
 from prompts import check as prompts_check
 from stable_diffusion import generate
 from stable_diffusion.prompt_set import read_prompts
+from utils.errors import UserError
 
 FOLDER = Path(prompts_check.__file__).parent
 NAME = "Smiling_Male_contextual_25.json"
@@ -117,3 +118,62 @@ def test_a_broken_partial_file(text, tmp_path, capsys, monkeypatch):
     arguments = ["--target", "Smiling", "--protected", "Male", "--number", "4", "--model", "m"]
     arguments += ["--base-url", "http://127.0.0.1:9/v1", "--out", out]
     refused(capsys, build.main, arguments, names=f"{out.name}.partial", out=tmp_path)
+
+
+CAUSES = {  # what stands at the path: the cause that both readers must name
+    "nothing": (lambda path: None, ("does not exist", "there is no such file")),
+    "a folder": (lambda path: path.mkdir(), ("Is a directory",) * 2),
+    "UTF-16": (lambda path: path.write_text("{}", encoding="utf-16"), ("is not UTF-8 text",) * 2),
+    "Latin 1": (lambda path: path.write_bytes(b'{"set": "\xe9"}'), ("is not UTF-8 text",) * 2),
+    "half of it": (lambda path: path.write_text('{"set": '), ("is not valid JSON",) * 2),
+    "no end": (lambda path: path.write_text("[" * 100_000), ("is nested too deeply",) * 2),
+}
+
+
+@pytest.mark.parametrize("case", CAUSES)
+def test_the_cause_is_the_real_one(case, tmp_path, capsys):
+    path = tmp_path / NAME
+    make, (checked, read) = CAUSES[case]
+    make(path)
+    assert checked in refused(capsys, prompts_check.main, [path], names=str(path))
+    with pytest.raises(UserError, match=read) as error:
+        read_prompts(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_field_is_named(tmp_path):
+    path = tmp_path / NAME
+    path.write_text(json.dumps({"set": "plain", "target": "Smiling", "protected": "Male"}))
+    with pytest.raises(UserError, match='has no "cells"'):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(("files", "cause"), [
+    ({}, "holds neither"),
+    ({"vocab.json": "{"}, "holds neither"),
+    ({"tokenizer.json": "{"}, "cannot be read"),
+    ({"vocab.json": "{", "merges.txt": "a b"}, "cannot be read"),
+])  # fmt: skip
+def test_a_tokenizer_that_is_none(files, cause, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=cause) as error:
+        prompts_check.tokenizer_count(tmp_path)
+    assert "--tokenizer" in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "cause"), [
+    (lambda d: d["source"].update(model="another"), r"other settings \(model\)"),
+    (lambda d: d.update(set="contextual_5"), r"other settings \(set\)"),
+    (lambda d: d["cells"].update({"0_0": [7]}), "is damaged"),
+    (lambda d: d["source"].update(raw=["x"]), "is damaged"),
+    (lambda d: d.update(cells={}), "is damaged"),
+])  # fmt: skip
+def test_a_partial_file_that_cannot_be_taken_over(change, cause, tmp_path):
+    document = build.new_document("celeba", "Smiling", "Male", 4, False, "m")
+    partial = json.loads(json.dumps(document))
+    change(partial)
+    path = tmp_path / "a.partial"
+    path.write_text(json.dumps(partial))
+    with pytest.raises(UserError, match=cause):
+        build.resume(document, path)

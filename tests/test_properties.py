@@ -15,7 +15,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from datasets import utkface
 from datasets.base import CELLS, ImageTable
 from datasets.subsets import balanced_counts, biased_counts, draw_cells
-from prompts import build, check, endpoint
+from prompts import build, check
+from prompts.answers import best_prompts
 from prompts.instruction import STARTS_WITH
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet
@@ -241,12 +242,13 @@ def test_a_prompt_fits_its_own_cell_alone(cell, data):
 
 @quick
 @given(st.lists(st.text(), max_size=8), st.integers(0, 400))
-def test_half_an_answer_gives_the_first_prompts_only(prompts, length):
-    expected = [" ".join(prompt.split()) for prompt in prompts]
-    whole = json.dumps({"prompts": prompts})
-    assert endpoint.parse_answer(whole) == expected
-    half = endpoint.parse_answer(whole[:length])
-    assert half == expected[: len(half)]
+def test_half_an_answer_gives_whole_prompts_only(prompts, length):
+    expected = [f"P {' '.join(prompt.split())}".strip() for prompt in prompts]
+    whole = json.dumps({"prompts": expected})
+    usable = lambda texts: sum(text.startswith("P") for text in texts)  # noqa: E731
+    assert best_prompts(whole, usable) == expected
+    half = best_prompts(whole[:length], usable)
+    assert [text for text in half if text.startswith("P")] == expected[: len(half)]
 
 
 @quick
@@ -255,7 +257,7 @@ def test_half_an_answer_gives_the_first_prompts_only(prompts, length):
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
 ).map(json.dumps))  # fmt: skip
 def test_any_answer_is_a_list_of_texts(text):
-    assert all(isinstance(prompt, str) for prompt in endpoint.parse_answer(text))
+    assert all(isinstance(prompt, str) for prompt in best_prompts(text, len))
 
 
 @quick
