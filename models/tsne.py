@@ -20,8 +20,11 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -32,7 +35,7 @@ from threadpoolctl import threadpool_limits
 
 from models.features import Features, run_config, run_features
 from utils.errors import UserError, exit_cleanly
-from utils.figure_style import STYLE, Axes, Figure, plt, save
+from utils.figure_style import STYLE, save
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
 from utils.table_text import aligned

@@ -7,6 +7,7 @@ must name its value and neither name nor hint at the other one.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ class Words(NamedTuple):
     names: tuple[str, str]
     hints: tuple[str, str]
     harmless: str  # phrases that hold such a word and say nothing of the person
-    negation_flips: bool = True  # "not old" is young, but "not Asian" is not White
+    # "not old" is young; but "not Asian" is not White, and "not frowning" is no smile
+    negation_flips: bool = True
 
 
 _OLD = (
@@ -42,9 +44,21 @@ _SEX_HARMLESS = (
     r"man[- ]buns?|boy[- ]cut|page[- ]boy|cow[- ]boy|news[- ]boy|male[- ]pattern|lady[- ]?like"
     r"|mother[- ]of[- ]pearl"
 )
+_UNSMILING = r"un-?smiling(?:ly)?|nonsmiling|smileless"
+_LOOK = r"(?:expression|face|look|stare|gaze|mouth|countenance|air|mien)"
+# What faces without a smile are called; diffusion models follow these better than a negation.
 _GRAVE = (
-    r"frown\w*|scowl\w*|pout(?:ing|s)?|stern|solemn|serious|sullen|grim|glum|deadpan"
-    r"|straight[- ]faced|(?:neutral|blank) (?:expression|face)"
+    r"frown\w*|scowl\w*|pout(?:ing|s)?|glower\w*|grimac\w*|sulk\w*|stern|sternly|stern-faced|solemn"
+    r"|solemnly|serious|seriously|serious-faced|sullen|sullenly|grim|grimly|grim-faced|glum|grave"
+    r"|gravely|deadpan|dour|stoic|stoical|stoically|pensive|pensively|somb(?:re|er)|somb(?:re|er)ly"
+    r"|expressionless|impassive|impassively|stone-faced|stony-faced|stony|poker-faced|straight-faced"
+    r"|straight faced|unamused|unimpressed|sad|sadly|sorrowful|mournful|melanchol(?:y|ic)|downcast"
+    r"|morose|brooding|tight-lipped|blank-faced|sober-faced|dejected|gloomy|forlorn|crestfallen"
+    rf"|(?:neutral|blank|sober|flat|severe|vacant|unreadable|tense|hard|cold|stiff|set|bored|weary"
+    rf"|tired|worried|anxious|thoughtful|troubled|guarded|reserved|wary|skeptical|sceptical|distant"
+    rf"|faraway|wistful|downturned|firm|straight|inscrutable)(?:,? (?:and )?[\w-]+)? {_LOOK}"
+    r"|(?:lips|mouth) (?:\w+ )?(?:pressed|set|pursed|compressed|drawn|clamped|turned down"
+    r"|downturned)|(?:pressed|pursed|downturned) lips|corners of (?:his|her|the) mouth turned down"
 )
 _OTHER_RACES = (
     r"black|asian|indian|hispanic|latin[oax]|latin american|african|african[- ]american|arab"
@@ -58,15 +72,14 @@ _OTHER_RACES = (
 
 WORDS = {
     "Smiling": Words(
-        (
-            r"unsmiling|unsmilingly|nonsmiling|smileless",
-            r"smil(?:e|es|ed|ing|ingly)|grin(?:s|ning)?",
-        ),
-        (
-            _GRAVE,
-            r"beaming|beams|laugh\w*|chuckl\w+|giggl\w+|smirk\w*|cheerful\w*",
-        ),
-        r"(?:smile|laugh|laughter|frown)[- ]lines?",
+        (rf"{_UNSMILING}|{_GRAVE}", r"smil(?:e|es|ed|ing|ingly)|grin(?:s|ning)?"),
+        ("", r"beaming|beams|laugh\w*|chuckl\w+|giggl\w+|smirk\w*|cheerful\w*"),
+        r"(?:smile|laugh|laughter|frown)[- ]lines?"
+        # A sombre tie is no sombre face.
+        r"|(?:somb(?:re|er)|serious|grave|severe|straight|firm|pressed)(?: [\w-]+)?"
+        r" (?:tie|necktie|hat|cap|jacket|scarf|coat|suit|collar|dress|blouse|shirt|frames|glasses"
+        r"|eyeglasses|spectacles|bun|bob|parting|fringe|bangs|hair|nose|eyebrows|brows|powder)",
+        negation_flips=False,
     ),
     "Male": Words((_FEMALE, _MALE), (_SHE, _HE), _SEX_HARMLESS),
     "Female": Words((_MALE, _FEMALE), (_HE, _SHE), _SEX_HARMLESS),
@@ -153,14 +166,7 @@ def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[
                 named.add(int(age <= 35))
                 found[int(age <= 35)].append(f"age {age}")
         text = re.sub(r"\baged \d+", " ", text)
-    groups = {
-        "n0": words.names[0],
-        "n1": words.names[1],
-        "h0": words.hints[0],
-        "h1": words.hints[1],
-    }
-    body = "|".join(f"(?P<{name}>{expr})" for name, expr in groups.items() if expr)
-    for match in re.finditer(rf"\b{_NEGATION}(?:{body})\b", text):
+    for match in _pattern(attribute).finditer(text):
         kind, value = match.lastgroup[0], int(match.lastgroup[1])
         if match["negation"]:
             if kind == "h" or (value == 0 and not words.negation_flips):
@@ -170,6 +176,27 @@ def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[
             named.add(value)
         found[value].append(match[0])
     return named, found
+
+
+@functools.cache
+def _pattern(attribute: str) -> re.Pattern:
+    """A word of either value with what negates it; the last group is n0, n1, h0 or h1."""
+    names, hints, *_ = WORDS[attribute]
+    groups = {"n0": names[0], "n1": names[1], "h0": hints[0], "h1": hints[1]}
+    body = "|".join(f"(?P<{name}>{expr})" for name, expr in groups.items() if expr)
+    return re.compile(rf"\b{_NEGATION}(?:{body})\b")
+
+
+def negations(attribute: str, prompt: str) -> list[str]:
+    """The phrases that say the attribute by denying it: "not smiling", "unsmiling", "no longer
+    young", "non-White". Diffusion models draw what is named, denied or not."""
+    text = re.sub(rf"\b(?:{WORDS[attribute].harmless})\b", " ", plain_text(prompt))
+    return [
+        match[0]
+        for match in _pattern(attribute).finditer(text)
+        if match["negation"]
+        or (attribute == "Smiling" and re.fullmatch(_UNSMILING, match[match.lastgroup]))
+    ]
 
 
 _UNITS = (

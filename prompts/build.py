@@ -25,10 +25,11 @@ from prompts.check import (
     check_cells,
     check_prompt,
     empty_bands,
-    load_document,
     needs_ages,
     normalised,
 )
+from prompts.coverage import missing_attributes
+from prompts.document import load_document
 from prompts.endpoint import Endpoint
 from prompts.instruction import (
     ATTRIBUTES,
@@ -39,6 +40,7 @@ from prompts.instruction import (
     parse_set,
     set_name,
 )
+from prompts.variety import LIMITS, SMALLEST, shared_openings
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.metrics import CELLS
@@ -70,6 +72,10 @@ def judge(
         ]
         if normalised(prompt) in seen:
             reasons.append("is already there")
+        if number >= SMALLEST and shared_openings([*kept, prompt], document["starts_with"]) > max(
+            shared_openings(kept, document["starts_with"]), LIMITS["openings"] * number
+        ):
+            reasons.append("begins as too many others do")
         if needs_ages(document["dataset"], document["set"]):
             missing = empty_bands([*kept, prompt])
             if number - len(kept) - 1 < len(missing):
@@ -112,6 +118,8 @@ def request(document: dict, cell: tuple[int, int], complaint: str = "") -> str:
         parts.append("These prompts are already there, write other ones:\n" + "\n".join(kept))
         if needs_ages(dataset, document["set"]) and (missing := empty_bands(kept)):
             parts.append(f"Ages still missing: {_bands(missing)}.")
+        if missing := dataset == "celeba" and missing_attributes(target, protected, {cell: kept}):
+            parts.append(f"Attributes that none of these names: {', '.join(missing)}.")
     return "\n\n".join([*parts, complaint] if complaint else parts)
 
 
@@ -232,7 +240,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", required=True, help="Smiling, Male, Young, Female or White")
     parser.add_argument("--protected", required=True, help="another of these, of the same dataset")
     parser.add_argument("--number", type=int, default=50, help="prompts per cell (default: 50)")
-    parser.add_argument("--head-poses", action="store_true", help="a head pose in every prompt")
+    parser.add_argument(
+        "--head-poses", action="store_true", help="a head pose in every prompt (paper: CelebA only)"
+    )
     parser.add_argument(
         "--dataset", choices=tuple(ATTRIBUTES), help="default: the one with the target attribute"
     )
@@ -274,14 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     endpoint = Endpoint(
         options.model, options.base_url, options.timeout, structured=not options.no_json_mode
     )
-    document = new_document(
-        options.dataset,
-        options.target,
-        options.protected,
-        options.number,
-        options.head_poses,
-        options.model,
-    )
+    given = (options.dataset, options.target, options.protected, options.number)
+    document = new_document(*given, options.head_poses, options.model)
     try:
         build(document, options.out, endpoint)
     except UserError as error:

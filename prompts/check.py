@@ -8,36 +8,37 @@ Failures are listed by prompt and the exit code is 1 if there are any. The rules
 - start     a prompt starts with the set's agreed words ("a" may go on as "an")
 - target    it names the target value of its cell and not the opposite one
 - protected the same for the protected attribute
+- negation  it says both by what is seen, not by a denial ("not smiling"; contextual sets)
 - unique    it is in the file once, whatever its capitals and punctuation
 - tokens    it fits the 77 tokens of CLIP's text encoder, start and end token included
 - pose      it names a head pose (sets with head_poses in their name)
+- profile   the pose is no full profile, as slight turns are asked for (the same sets)
 - age       it names one age from 1 to 100 (contextual UTKFace sets)
 - ages      a cell's ages are spread: at least one in each of AGE_BANDS (contextual UTKFace sets
             with at least as many prompts per cell as there are bands)
+- openings, overlap, coverage, cycle   what variety.py asks of a contextual set as a whole
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 if not __package__:  # started by its path: python prompts/check.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prompts.attributes import HEAD_POSE, ages, plain_text, values_named
-from prompts.instruction import ATTRIBUTES, CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
+from prompts.attributes import HEAD_POSE, ages, negations, plain_text, values_named
+from prompts.document import Failure, check_fields, load_document
+from prompts.instruction import CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
+from prompts.variety import PROFILE, broken_limits, measures, table
 from utils.errors import UserError, exit_cleanly, reason
 from utils.metrics import CELLS
 from utils.options import ArgumentParser, path
 
 PROMPTS = Path(__file__).parent
-# The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
-AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo of a")}
 # "Age start from 1 and end at 100": the ends within five years, every decade between them.
 AGE_BANDS = ((1, 5), (6, 15), (16, 25), (26, 35), (36, 45), (46, 55), (56, 65), (66, 75))
 AGE_BANDS += ((76, 85), (86, 94), (95, 100))
@@ -46,27 +47,11 @@ AGE_BANDS += ((76, 85), (86, 94), (95, 100))
 _PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|(?:[^\w\s]|_)+")
 
 
-class Failure(NamedTuple):
-    """One broken rule; `cell` and `number` (from 1) are None where it is the file's or a cell's."""
-
-    rule: str
-    message: str
-    cell: str | None = None
-    number: int | None = None
-    prompt: str | None = None
-
-    def __str__(self) -> str:
-        where = "" if self.cell is None else f"cell {self.cell} "
-        where += "" if self.number is None else f"prompt {self.number} "
-        text = "" if self.prompt is None else f': "{self.prompt}"'
-        return f"{where}[{self.rule}] {self.message}{text}"
-
-
 def estimate_tokens(prompt: str) -> int:
     """An upper estimate of CLIP's token count, start and end token included; needs no vocabulary.
 
     For a word one token for every three bytes begun, for figures and marks one a byte. Compared
-    with CLIP's byte pairs on the 2,016 committed prompts, it is at least 4 tokens above the true
+    with CLIP's byte pairs on 2,016 prompts of such sets, it is at least 4 tokens above the true
     count of every one and 1.6 times it on average. It can be too low for a rare short word ("jowls"
     takes 3) or an acronym, which the common words around it make up for.
     """
@@ -135,10 +120,17 @@ def check_prompt(
         failures.append(Failure("start", f'does not start with "{starts_with}"'))
     failures += _attribute_failures("target", target, cell[0], prompt)
     failures += _attribute_failures("protected", protected, cell[1], prompt)
+    if set_name != "plain":
+        for attribute in (target, protected):
+            if denied := negations(attribute, prompt):
+                listed = ", ".join(f'"{phrase}"' for phrase in denied)
+                failures.append(Failure("negation", f"{listed} is a denial; say what is seen"))
     if (tokens := count_tokens(prompt)) > CLIP_TOKENS:
         failures.append(Failure("tokens", f"takes up to {tokens} of CLIP's {CLIP_TOKENS} tokens"))
     if head_poses and not HEAD_POSE.search(plain_text(prompt)):
         failures.append(Failure("pose", "names no head pose"))
+    if head_poses and (found := PROFILE.search(plain_text(prompt))):
+        failures.append(Failure("profile", f'"{found[0]}" is more than a slight turn'))
     if dataset == "utkface" and set_name != "plain":
         named = ages(prompt)
         if len(named) != 1 or not 1 <= named[0] <= 100:
@@ -166,7 +158,7 @@ def check_cells(
     document: dict, count_tokens: Callable[[str], int] = estimate_tokens
 ) -> list[Failure]:
     """Every failure of a prompt file's content (a dict as in the files), by cell."""
-    failures = _check_fields(document)
+    failures = check_fields(document)
     if failures:
         return failures
     number, _ = parse_set(document["set"])
@@ -189,68 +181,9 @@ def check_cells(
         if needs_ages(document["dataset"], document["set"]) and (missing := empty_bands(prompts)):
             bands = ", ".join(f"{low}-{high}" for low, high in missing)
             failures.append(Failure("ages", f"no prompt names an age of {bands}", cell))
-    return failures
-
-
-def _check_fields(document: dict) -> list[Failure]:
-    """Failures that make the other rules meaningless: fields, set name and cells."""
-    if not isinstance(document, dict):
-        return [Failure("file", "is no JSON object")]
-    failures = []
-    for key in ("dataset", "target", "protected", "set", "starts_with"):
-        if not isinstance(document.get(key), str):
-            failures.append(Failure("file", f'has no text under "{key}"'))
-    if failures:
-        return failures
-    known = ATTRIBUTES.get(document["dataset"])
-    if known is None:
-        return [Failure("file", f'"dataset" is none of {", ".join(ATTRIBUTES)}')]
-    for key in ("target", "protected"):
-        if document[key] not in known:
-            failures.append(Failure("file", f'"{key}" is none of {", ".join(known)}'))
-    if document["target"] == document["protected"]:
-        failures.append(Failure("file", '"target" and "protected" are the same attribute'))
-    if parse_set(document["set"]) is None:
-        failures.append(
-            Failure("file", '"set" is none of plain, contextual_<n>, contextual_head_poses_<n>')
-        )
-    if document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
-        agreed = " or ".join(f'"{words}"' for words in AGREED_STARTS[document["dataset"]])
-        failures.append(Failure("file", f'"starts_with" is not {agreed}'))
-    source = document.get("source")
-    if not isinstance(source, dict) or not {"model", "date", "instruction"} <= source.keys():
-        failures.append(Failure("file", '"source" does not say model, date and instruction'))
-    cells = document.get("cells")
-    names = [f"{y}_{a}" for y, a in CELLS]
-    if not isinstance(cells, dict) or sorted(cells) != names:
-        failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
-    else:
-        failures += [
-            Failure("cells", "must be a list of texts", cell)
-            for cell, prompts in cells.items()
-            if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
-        ]
-    return failures
-
-
-def load_document(path: str | Path) -> dict:
-    """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors' mark
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; name a prompt file, such as those in prompts/"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); change it to UTF-8") from None
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); name a prompt file"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be read; mend or rebuild it") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
+    return failures + [
+        Failure(rule, message, cell) for rule, message, cell in broken_limits(document)
+    ]
 
 
 def check_file(
@@ -260,7 +193,7 @@ def check_file(
     path = Path(path)
     document = load_document(path)
     failures = check_cells(document, count_tokens)
-    if _check_fields(document):
+    if check_fields(document):
         return failures
     expected = f"{document['target']}_{document['protected']}_{document['set']}.json"
     if path.name != expected:
@@ -268,7 +201,7 @@ def check_file(
     longer = path.with_name(expected.replace("contextual_25", "contextual_50"))
     if document["set"] == "contextual_25" and longer.is_file():
         whole = load_document(longer)
-        broken = bool(_check_fields(whole))
+        broken = bool(check_fields(whole))
         for cell, prompts in document["cells"].items():
             if broken or prompts != whole["cells"][cell][:25]:
                 failures.append(Failure("prefix", f"is not the first 25 of {longer.name}", cell))
@@ -287,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer", type=path, help="local folder of a CLIP tokenizer, for exact counts"
     )
+    parser.add_argument("--measures", action="store_true", help="a table of what is measured")
     options = parser.parse_args(arguments)
     files = options.files or sorted(PROMPTS.glob("*.json"))
     count = tokenizer_count(options.tokenizer) if options.tokenizer else estimate_tokens
@@ -296,6 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total += len(failures)
         for failure in failures:
             print(f"{file}: {failure}")
+    if options.measures:
+        documents = {Path(file).stem: load_document(file) for file in files}
+        print(table({n: measures(d) for n, d in documents.items() if not check_fields(d)}))
     print(f"{len(files)} files checked, {total} failures", file=sys.stderr)
     return 1 if total else 0
 

@@ -23,6 +23,12 @@ VALUES = {
     # UTKFace's other classes; the supplement does not say how p = 0 was worded.
     "White": ("non-White (Black, Asian, Indian or of another ethnicity)", "White"),
 }
+# How a prompt is to say them, without a denial: what a picture of the value shows.
+SEEN = VALUES | {
+    "Smiling": ("serious, frowning, pensive or of a neutral expression", "smiling"),
+    "Young": ("old or elderly", "young"),
+    "White": ("Black, Asian, Indian or of another ethnicity, named", "White"),
+}
 ATTRIBUTES = {"celeba": ("Smiling", "Male", "Young"), "utkface": ("Female", "White")}
 
 CELEBA_OTHERS = (
@@ -138,26 +144,40 @@ def instruction(
 def answer_format(
     dataset: str, target: str, protected: str, cell: tuple[int, int], head_poses: bool
 ) -> str:
-    """What prompts/check.py will hold the answer to, said to the model; not in the paper."""
+    """What prompts/check.py will hold the answer to, said to the model; not in the paper.
+
+    Variety is asked for here as well: without it a model fills one pattern with other words.
+    """
     values = [
-        f"{VALUES[attribute][value]} (never as {VALUES[attribute][1 - value]})"
+        f"{SEEN[attribute][value]} (never as {VALUES[attribute][1 - value]})"
         for attribute, value in ((target, cell[0]), (protected, cell[1]))
     ]
     rules = [
         f'starts with the words "{STARTS_WITH}"',
         f"names the person in plain words as {values[0]} and as {values[1]}",
+        'says what is seen and never what is not: no "not smiling", "unsmiling" or "not young"',
+        "has an idea of its own, as if it described one real person, and shares few words with the "
+        "others",
+        f"goes on after these words in its own way: no three words after \"{STARTS_WITH}\" serve "
+        "more than a few prompts",
         "is one English sentence of at most 40 words, different from every other prompt",
     ]
-    if head_poses:
-        rules.append("names one head pose")
+    if head_poses:  # slight ones, as the supplement asks for
+        rules.append(
+            "names one head pose, a slight tilt or turn or a straight look in ever other words and "
+            "without any fixed order, and no full profile"
+        )
     if dataset == "utkface":
         rules.append(
             'names the age in figures, as in "a 34-year-old", and says the ethnicity before the '
             'noun, as in "White woman"'
         )
     listed = "; ".join(rules)
+    together = "Together they name skin, hair texture and headwear of many kinds"
+    if dataset == "celeba":
+        together += ", and each of the attributes above that suits the person at least once"
     return (
-        f"Each prompt {listed}. Answer with nothing but a JSON object of the form "
+        f"Each prompt {listed}. {together}. Answer with nothing but a JSON object of the form "
         '{"prompts": ["...", "..."]}.'
     )
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from prompt_sets import varied
 from refusals import refused
-from test_prompts import ask, committed, expected, server  # noqa: F401 - server is a fixture
+from test_prompts import ask, expected, server  # noqa: F401 - server is a fixture
 
 from prompts import build
 from prompts.answers import best_prompts
@@ -164,7 +165,7 @@ def test_answers_that_are_kept_are_read_again(server, tmp_path, capsys):  # noqa
     assert ask(server, out, capsys)[0] == 2
     partial = out.with_name(f"{out.name}.partial")
     document = json.loads(partial.read_text())
-    texts = committed("Smiling_Male_contextual_50")["cells"]
+    texts = varied(50)["cells"]
     document["cells"] = {cell: [] for cell in texts}
     answer = "<think>[]</think>" + json.dumps([{"prompt": text} for text in texts["1_1"][:4]])
     document["source"]["raw"].append({"cell": "1_1", "answer": answer})

@@ -59,7 +59,7 @@ def message(content, **choice) -> str:
     })  # fmt: skip
 
 
-HALF = '{"prompts": ["Portrait face photo of a woman who is not smil'
+HALF = '{"prompts": ["Portrait face photo of a woman who looks stern and'
 ANSWERS = {  # beside those of test_prompts: answer, part of the sentence
     "half a JSON body": (reply(message("x")[:60]), "did not answer with a chat completion"),
     "an empty body": (reply(""), "did not answer with a chat completion"),
@@ -74,7 +74,7 @@ ANSWERS = {  # beside those of test_prompts: answer, part of the sentence
     "half a list of prompts": (reply(message(HALF, finish_reason="length")), "only 0 of 4"),
     "prompts that are numbers": (reply(message('{"prompts": [1, 2]}')), "only 0 of 4"),
     "always the same prompt": (reply(message(json.dumps({"prompts": [
-        "Portrait face photo of a woman who is not smiling."] * 9}))), "only 1 of 4"),
+        "Portrait face photo of a woman who looks stern."] * 9}))), "only 1 of 4"),
     "an error without words": (reply("", 500), "failed (500)"),
     "an overloaded server": (reply("{}", 529), "failed (529)"),
     "a rate limit in HTML": (reply("<html>slow down", 429, "text/html"), "429"),
@@ -101,7 +101,7 @@ def test_a_wrong_answer(case, server, tmp_path, capsys, monkeypatch):  # noqa: F
 
 
 def test_more_prompts_than_asked_for_are_left_out(server, tmp_path, capsys, monkeypatch):  # noqa: F811
-    many = [f"Portrait face photo of a woman, not smiling, with {n} freckles." for n in range(9)]
+    many = [f"Portrait face photo of a stern woman with {n} freckles." for n in range(9)]
     steps = iter([message(json.dumps({"prompts": many}))])
     monkeypatch.setattr(
         server.RequestHandlerClass, "do_POST",

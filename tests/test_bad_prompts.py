@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prompt_sets import varied
 from refusals import refused
 
 from prompts import build
@@ -104,7 +105,7 @@ def test_the_longer_set_may_be_broken_too(tmp_path, capsys):
 
 
 def test_a_mark_and_windows_line_ends_are_fine(tmp_path, capsys):
-    text = (FOLDER / NAME).read_text().replace("\n", "\r\n")
+    text = json.dumps(varied(25, attributes=True), indent=1).replace("\n", "\r\n")
     (tmp_path / NAME).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert prompts_check.main([str(tmp_path / NAME)]) == 0
     assert len(read_prompts(tmp_path / NAME).cells[1, 1]) == 25

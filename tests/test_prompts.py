@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from prompt_sets import varied
 
 from prompts import build, check
 from prompts.attributes import HEAD_POSE, ages, values_named
@@ -35,13 +36,25 @@ def test_every_pair_has_its_four_sets():
     assert {f"{pair}_{name}" for pair in PAIRS for name in SETS} <= names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# Of a date before the rules on negations, profiles and variety; each is to be written anew.
+TO_REWRITE = {
+    path.stem for path in FILES
+    if "contextual" in path.stem and committed(path.stem)["source"]["date"] < "2026-11-25"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(strict=True)]
+                 if path.stem in TO_REWRITE else [])
+    for path in FILES
+])  # fmt: skip
 def test_committed_file_passes(path):
     assert [str(failure) for failure in check.check_file(path)] == []
 
 
 # --- every rule catches what it is for ---
 
+OF_SETS = {"ages", "openings", "overlap", "coverage", "cycle"}  # test_variety.py and below
 SMILING = "Portrait face photo of a smiling woman with "
 MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that must fail
     ("Smiling_Male_contextual_50", "1_0", "A photo of a smiling woman with red hair.", "start"),
@@ -52,10 +65,13 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
         "Portrait face photo of a woman with red hair.",
         "target",
     ),
-    ("Smiling_Male_contextual_50", "1_0", "Portrait face photo of an unsmiling woman.", "target"),
-    ("Smiling_Male_contextual_50", "1_0", "Portrait face photo of a not smiling lady.", "target"),
+    ("Smiling_Male_contextual_50", "1_0", "{start} stern woman, unsmiling.", "target negation"),
+    ("Smiling_Male_contextual_50", "1_0", "{start} not smiling lady.", "target negation"),
+    ("Smiling_Male_contextual_50", "0_0", "{start} serious, unsmiling woman.", "negation"),
+    ("Smiling_Male_contextual_50", "0_0", "{start} grim woman without a smile.", "negation"),
+    ("Smiling_Young_contextual_50", "1_0", "{start} smiling, no longer young man.", "negation"),
     ("Smiling_Male_contextual_50", "0_0", "Portrait face photo of a smiling woman.", "target"),
-    ("Smiling_Male_contextual_50", "0_0", "Portrait face photo of a stern woman.", "target"),
+    ("Smiling_Male_contextual_50", "0_0", "Portrait face photo of a blond woman.", "target"),
     ("Smiling_Male_contextual_50", "1_0", SMILING + "a neutral expression.", "target"),
     ("Smiling_Male_contextual_50", "1_0", "Portrait face photo of a smiling person.", "protected"),
     ("Smiling_Male_contextual_50", "1_0", "Portrait face photo of a smiling man.", "protected"),
@@ -68,9 +84,15 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
         "Portrait face photo of a smiling old man.",
         "protected",
     ),
-    ("Young_Male_contextual_50", "1_1", "Portrait face photo of a no longer young man.", "target"),
+    ("Young_Male_contextual_50", "1_1", "{start} no longer young man.", "target negation"),
     ("Smiling_Male_contextual_head_poses_50", "1_0", SMILING + "raised eyebrows.", "pose"),
     ("Smiling_Male_contextual_head_poses_50", "1_0", SMILING + "a turned-up nose.", "pose"),
+    (
+        "Smiling_Male_contextual_head_poses_50",
+        "1_0",
+        SMILING + "red hair, in full left profile.",
+        "profile",
+    ),
     (
         "Female_White_contextual_50",
         "1_1",
@@ -85,12 +107,18 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
 ]
 
 
+def new_failures(document, before, without):
+    """What `document` fails and `before` does not, but for some rules."""
+    there = set(check.check_cells(before))
+    return [f for f in check.check_cells(document) if f not in there and f.rule not in without]
+
+
 @pytest.mark.parametrize(("name", "cell", "prompt", "rule"), MUTATIONS)
 def test_a_broken_prompt_fails_by_its_rule_and_place(name, cell, prompt, rule):
     document = committed(name)
     document["cells"][cell][0] = prompt.format(start=document["starts_with"])
-    failures = [failure for failure in check.check_cells(document) if failure.rule != "ages"]
-    assert {failure.rule for failure in failures} == {rule}
+    failures = new_failures(document, committed(name), OF_SETS)
+    assert {failure.rule for failure in failures} == set(rule.split())
     assert {(failure.cell, failure.number) for failure in failures} == {(cell, 1)}
 
 
@@ -121,7 +149,7 @@ DAMAGES = [  # what is done to a file's content, rule that must fail, cell
 def test_a_damaged_file_fails_by_its_rule(damage, rule, cell):
     document = committed("Female_White_contextual_50")
     damage(document)
-    failures = check.check_cells(document)
+    failures = new_failures(document, committed("Female_White_contextual_50"), OF_SETS - {rule})
     assert {(failure.rule, failure.cell) for failure in failures} == {(rule, cell)}
 
 
@@ -138,7 +166,16 @@ def test_content_that_is_no_object_fails():
         ("Smiling", "a non-smiling man with smile lines", {0}, {0}),
         ("Smiling", "a man with no beard, smiling", {1}, {1}),
         ("Smiling", "a woman not wearing glasses, with a wide smile", {1}, {1}),
-        ("Smiling", "a not unsmiling man", {1}, {1}),
+        ("Smiling", "a not unsmiling man", set(), set()),
+        ("Smiling", "a stern man in a sombre tie", {0}, {0}),
+        ("Smiling", "a man with a sombre tie", set(), set()),
+        ("Smiling", "a woman with a neutral expression", {0}, {0}),
+        ("Smiling", "a woman with a calm, neutral face", {0}, {0}),
+        ("Smiling", "a woman against a neutral background", set(), set()),
+        ("Smiling", "a pensive man with frown lines", {0}, {0}),
+        ("Smiling", "a deadpan man, his lips pressed together", {0}, {0}),
+        ("Smiling", "a smiling man with a frown", {0, 1}, {0, 1}),
+        ("Smiling", "a man with pressed hair and a straight nose", set(), set()),
         ("Male", "a woman with a man bun and mother-of-pearl earrings", {0}, {0}),
         ("Male", "a woman in her thirties", {0}, {0}),
         ("Male", "a person with her hair down", set(), {0}),
@@ -212,14 +249,13 @@ def test_token_estimate_is_no_lower_than_clip():
 
 
 def test_command_line_lists_failures_by_prompt(tmp_path, capsys):
-    document = committed("Smiling_Male_contextual_50")
-    document["cells"]["1_0"][4] = "Portrait face photo of a smiling man."
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder in (good, bad):
         folder.mkdir()
-    name = "Smiling_Male_contextual_50.json"
+    document, name = varied(), "Smiling_Male_contextual_20.json"
+    (good / name).write_text(json.dumps(document))
+    document["cells"]["1_0"][4] = "Portrait face photo of a smiling man."
     (bad / name).write_text(json.dumps(document))
-    (good / name).write_text((FOLDER / name).read_text())
     assert check.main([str(good / name)]) == 0
     assert capsys.readouterr().out == ""
     assert check.main([str(good / name), str(bad / name)]) == 1
@@ -232,7 +268,9 @@ def test_command_line_lists_failures_by_prompt(tmp_path, capsys):
 
 
 def test_file_name_and_prefix_are_held(tmp_path):
-    half, whole = committed("Smiling_Male_contextual_25"), committed("Smiling_Male_contextual_50")
+    whole = varied(50, attributes=True)
+    half = whole | {"set": "contextual_25"}
+    half["cells"] = {cell: prompts[:25] for cell, prompts in whole["cells"].items()}
     whole["cells"]["0_1"].reverse()
     (tmp_path / "Smiling_Male_contextual_25.json").write_text(json.dumps(half))
     (tmp_path / "Smiling_Male_contextual_50.json").write_text(json.dumps(whole))
@@ -374,7 +412,7 @@ def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    chat = ChatServer(committed("Smiling_Male_contextual_50")["cells"])
+    chat = ChatServer(varied(50)["cells"])
     thread = threading.Thread(target=chat.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield chat
@@ -400,7 +438,7 @@ def ask(server, out, capsys, *flags, number=4):
 
 
 def expected(number):
-    cells = committed("Smiling_Male_contextual_50")["cells"]
+    cells = varied(50)["cells"]
     return {cell: prompts[:number] for cell, prompts in cells.items()}
 
 

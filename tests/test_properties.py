@@ -216,7 +216,7 @@ def test_the_two_sets_are_of_the_size_asked_for(images, seed, data):
 
 # --- prompts -------------------------------------------------------------------------------------
 
-SMILES = (("not smiling", "unsmiling"), ("smiling", "grinning"))
+SMILES = (("serious", "stern-faced", "pensive"), ("smiling", "grinning"))
 PEOPLE = (("woman", "lady", "girl"), ("man", "guy", "gentleman"))
 EXTRAS = ("with wavy hair", "wearing a hat", "in soft light", "with a pointy nose", "with bangs")
 

@@ -1,0 +1,91 @@
+"""A prompt file as JSON: reading it, the fields it must have, and what a broken rule is called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from prompts.instruction import ATTRIBUTES, STARTS_WITH, parse_set
+from utils.errors import UserError
+from utils.metrics import CELLS
+
+# The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
+AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo of a")}
+
+
+class Failure(NamedTuple):
+    """One broken rule; `cell` and `number` (from 1) are None where it is the file's or a cell's."""
+
+    rule: str
+    message: str
+    cell: str | None = None
+    number: int | None = None
+    prompt: str | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.cell is None else f"cell {self.cell} "
+        where += "" if self.number is None else f"prompt {self.number} "
+        text = "" if self.prompt is None else f': "{self.prompt}"'
+        return f"{where}[{self.rule}] {self.message}{text}"
+
+
+def check_fields(document: dict) -> list[Failure]:
+    """Failures that make the other rules meaningless: fields, set name and cells."""
+    if not isinstance(document, dict):
+        return [Failure("file", "is no JSON object")]
+    failures = []
+    for key in ("dataset", "target", "protected", "set", "starts_with"):
+        if not isinstance(document.get(key), str):
+            failures.append(Failure("file", f'has no text under "{key}"'))
+    if failures:
+        return failures
+    known = ATTRIBUTES.get(document["dataset"])
+    if known is None:
+        return [Failure("file", f'"dataset" is none of {", ".join(ATTRIBUTES)}')]
+    for key in ("target", "protected"):
+        if document[key] not in known:
+            failures.append(Failure("file", f'"{key}" is none of {", ".join(known)}'))
+    if document["target"] == document["protected"]:
+        failures.append(Failure("file", '"target" and "protected" are the same attribute'))
+    if parse_set(document["set"]) is None:
+        failures.append(
+            Failure("file", '"set" is none of plain, contextual_<n>, contextual_head_poses_<n>')
+        )
+    if document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
+        agreed = " or ".join(f'"{words}"' for words in AGREED_STARTS[document["dataset"]])
+        failures.append(Failure("file", f'"starts_with" is not {agreed}'))
+    source = document.get("source")
+    if not isinstance(source, dict) or not {"model", "date", "instruction"} <= source.keys():
+        failures.append(Failure("file", '"source" does not say model, date and instruction'))
+    cells = document.get("cells")
+    names = [f"{y}_{a}" for y, a in CELLS]
+    if not isinstance(cells, dict) or sorted(cells) != names:
+        failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
+    else:
+        failures += [
+            Failure("cells", "must be a list of texts", cell)
+            for cell, prompts in cells.items()
+            if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
+        ]
+    return failures
+
+
+def load_document(path: str | Path) -> dict:
+    """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors' mark
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; name a prompt file, such as those in prompts/"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); change it to UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); name a prompt file"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read; mend or rebuild it") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
