@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet, read_prompts
+from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.options import ArgumentParser
@@ -237,7 +238,7 @@ def edit(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
     prompts = read_prompts(args.prompts)
     sources = read_sources(args.list, args.images)
-    index, world = manifest.share(args.shard)
+    index, world = share(args.shard)
     args.images_per_cell = len(sources) * args.edits_per_image  # no batch is larger than that
     sampler, settings, batch_size, saved = generate._build_sampler(args)
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now

@@ -6,8 +6,9 @@
 writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is
 to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets for other
 programs (train.py draws its own from the manifest, by its seed and ratios). Stopped at
-any moment, the same command goes on; started several times (torchrun, accelerate, a SLURM array,
-or --shard i/n) the processes share the work through the file system alone.
+any moment, the same command goes on; started several times (torchrun, accelerate, srun, mpirun, an
+array of jobs, or --shard i/n: see shares.py) the processes share the work through the file system
+alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
 from stable_diffusion.prompt_set import read_prompts
+from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, check_compiler
 
@@ -114,7 +116,7 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
         "--shard",
         metavar="I/N",
         help="this process's share of the batches "
-        "(default: from torchrun, accelerate or a SLURM array)",
+        "(default: from torchrun, accelerate, srun, MPI, or a SLURM, Grid Engine or AWS array)",
     )
 
 
@@ -230,7 +232,7 @@ def _own_batches(
 def generate(args: argparse.Namespace) -> int:
     """Make what is missing of this process's share; returns the number of images missing in all."""
     prompts = read_prompts(args.prompts)
-    index, world = manifest.share(args.shard)
+    index, world = share(args.shard)
     rows = manifest.plan(prompts, args.images_per_cell, args.seed)
     folder = Path(args.out) / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)

@@ -73,34 +73,6 @@ def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
     ]
 
 
-def share(text: str | None, environment: dict[str, str] | None = None) -> tuple[int, int]:
-    """(index, world) of this process: `--shard i/n`, else torchrun/accelerate and SLURM's array.
-
-    Batch b belongs to the process with b mod world == index. A SLURM array whose tasks each start
-    torchrun multiplies the two. Raises UserError for values that are not a share.
-    """
-    env = os.environ if environment is None else environment
-    if text is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if not match or int(match[1]) >= int(match[2]):
-            raise UserError(f"--shard {text}: write i/n with 0 <= i < n, for example 0/4")
-        return int(match[1]), int(match[2])
-    try:
-        rank, world = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-        if "SLURM_ARRAY_TASK_COUNT" in env and "SLURM_ARRAY_TASK_ID" in env:
-            task = int(env["SLURM_ARRAY_TASK_ID"]) - int(env.get("SLURM_ARRAY_TASK_MIN", 0))
-            task //= int(env.get("SLURM_ARRAY_TASK_STEP", 1))
-            rank, world = task * world + rank, int(env["SLURM_ARRAY_TASK_COUNT"]) * world
-    except (ValueError, ZeroDivisionError):
-        rank, world = 0, 0
-    if not 0 <= rank < world:
-        raise UserError(
-            "RANK, WORLD_SIZE or SLURM_ARRAY_TASK_* in the environment are no share of the work; "
-            "unset them or give --shard i/n"
-        )
-    return rank, world
-
-
 def existing(folder: Path, cells: Iterable[tuple[int, int]] = CELLS) -> set[str]:
     """Paths relative to `folder` of the images there (they are renamed into place, so whole)."""
     found = set()

@@ -9,7 +9,6 @@ fp32, and the device is never waited for between batches.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from stable_diffusion.guided_unet import GuidedUNet
 from stable_diffusion.prompt_set import PromptSet
+from stable_diffusion.shares import local_rank
 from utils.errors import UserError, reason
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -33,7 +33,7 @@ CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda if there is one, else cpu; under torchrun each process takes its own GPU."""
+    """`auto` is cuda if there is one, else cpu; each process of a launcher takes its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -48,7 +48,7 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         index = device.index
         if index is None:
-            index = int(os.environ.get("LOCAL_RANK", "0")) % count
+            index = local_rank() % count
         if index >= count:
             raise UserError(f"--device {name}: torch sees {count} GPU(s), numbered from 0")
         device = torch.device("cuda", index)

@@ -119,20 +119,6 @@ def test_more_images_per_cell_leave_full_batches_as_they_are(prompt_file):
     assert [batch for batch in small if len(batch) == 4] == large[:4]
 
 
-def test_the_share_comes_from_flag_torchrun_or_slurm():
-    assert manifest.share("1/3", {"RANK": "0", "WORLD_SIZE": "2"}) == (1, 3)
-    assert manifest.share(None, {}) == (0, 1)
-    assert manifest.share(None, {"RANK": "1", "WORLD_SIZE": "2"}) == (1, 2)
-    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
-    assert manifest.share(None, slurm) == (2, 4)
-    both = {manifest.share(None, {**slurm, "RANK": str(r), "WORLD_SIZE": "2"}) for r in (0, 1)}
-    assert both == {(4, 8), (5, 8)}
-    with pytest.raises(UserError, match="--shard 3/3"):
-        manifest.share("3/3", {})
-    with pytest.raises(UserError, match="RANK"):
-        manifest.share(None, {"RANK": "2", "WORLD_SIZE": "2"})
-
-
 def test_the_two_sets_have_the_papers_sizes():
     assert manifest.set_sizes(10500, None, None, None) == (5000, 9000, 1000)
     rows = [

@@ -1,0 +1,116 @@
+"""Which share of the work is this process's: from --shard, or from what started it.
+
+The work is shared through the file system: batch b belongs to the process with b mod world ==
+index, finished images are skipped. So a share is right if the processes' indices are together
+0 .. world - 1. Where a launcher does not say how many there are, or its array has gaps, that cannot
+be known, and --shard is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from utils.errors import UserError
+
+# Processes of one job, what starts them innermost first (a torchrun may itself be srun's): number
+# of this one, how many there are, its number on this machine. Slurm sets SLURM_PROCID=0 and
+# SLURM_NTASKS in a batch script, too, which is one process: srun alone says the step's tasks.
+PROCESSES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
+)
+# Arrays of jobs: number of this one, first and last number, their distance, how many; "" where the
+# scheduler does not say.
+SLURM = tuple(f"SLURM_ARRAY_TASK_{word}" for word in ("ID", "MIN", "MAX", "STEP", "COUNT"))
+ARRAYS = (
+    SLURM,
+    ("SGE_TASK_ID", "SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE", ""),
+    ("AWS_BATCH_JOB_ARRAY_INDEX", "", "", "", "AWS_BATCH_JOB_ARRAY_SIZE"),
+    ("PBS_ARRAY_INDEX", "", "", "", ""),  # PBS Pro, OpenPBS
+    ("PBS_ARRAYID", "", "", "", ""),  # Torque
+    ("LSB_JOBINDEX", "", "", "", ""),  # LSF says the last number, not the first nor the gaps
+    ("FLUX_JOB_CC", "", "", "", ""),
+)
+NO_ARRAY = {("SGE_TASK_ID", "undefined"), ("LSB_JOBINDEX", "0")}
+
+
+def share(text: str | None, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """(index, world) of this process, 0 <= index < world: `--shard i/n`, else its launcher's.
+
+    An array whose jobs each start several processes multiplies the two. Raises UserError for
+    values that are not a share, and where the launcher's do not tell it.
+    """
+    env = os.environ if environment is None else environment
+    if text is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if not match or int(match[1]) >= int(match[2]):
+            raise UserError(f"--shard {text}: write i/n with 0 <= i < n, for example 0/4")
+        return int(match[1]), int(match[2])
+    env = {name: value.strip() for name, value in env.items() if value.strip()}
+    rank, ranks = _process(env)
+    job, jobs = _job(env)
+    return job * ranks + rank, jobs * ranks
+
+
+def local_rank(environment: Mapping[str, str] | None = None) -> int:
+    """This process's number on its machine, 0 where none is said: which GPU it takes."""
+    env = os.environ if environment is None else environment
+    for rank, _, local in PROCESSES:
+        if rank in env or local in env:
+            number = env.get(local, "0")
+            return int(number) if re.fullmatch(r"\d+", number, re.ASCII) else 0
+    return 0
+
+
+def _process(env: Mapping[str, str]) -> tuple[int, int]:
+    for rank, size, _ in PROCESSES:
+        if rank in env and rank == "SLURM_PROCID" and size not in env:
+            if env[rank] == "0":
+                continue  # a batch script
+            size = "SLURM_NTASKS"
+        if rank in env:
+            index, world = _number(env, rank), _number(env, size)
+            if not 0 <= index < world:
+                raise _refusal(env, (rank, size), "is no share of the work")
+            return index, world
+    return 0, 1
+
+
+def _job(env: Mapping[str, str]) -> tuple[int, int]:
+    for names in ARRAYS:
+        here, first, last, step, count = names
+        if here not in env or (here, env[here]) in NO_ARRAY:
+            continue
+        if not (count or last):
+            raise _refusal(env, names, "does not say how many jobs the array has")
+        start = _number(env, first) if first in env else 0
+        pace = _number(env, step) if step in env else 1
+        if pace < 1:
+            raise _refusal(env, names, "is no share of the work")
+        span = (_number(env, last) - start) // pace + 1 if last in env else None
+        world = _number(env, count) if count else span
+        index, rest = divmod(_number(env, here) - start, pace)
+        if rest or span not in (None, world) or not 0 <= index < world:
+            raise _refusal(env, names, "is of an array with gaps, which has no equal shares")
+        return index, world
+    return 0, 1
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    if name not in env:
+        raise UserError(f"{name} is not set, though its launcher's others are; give --shard i/n")
+    if not re.fullmatch(r"-?\d+", env[name], re.ASCII):
+        raise UserError(f"{name}={env[name]} is no number; unset it or give --shard i/n")
+    return int(env[name])
+
+
+def _refusal(env: Mapping[str, str], names: tuple[str, ...], what: str) -> UserError:
+    said = ", ".join(f"{name}={env[name]}" for name in names if name in env)
+    return UserError(
+        f"{said} {what}; give --shard i/n, i from 0 to n - 1 and n as of the first start"
+    )
