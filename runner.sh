@@ -103,11 +103,11 @@ rows() {  # folder of the table, its number in the paper or "", flags of train.p
 queue() { if [ $SLURM ]; then QUEUE+=("${*@Q}"); else $PYTHON "$@"; fi; }
 saved() { queue -m "$@"; }  # a command on finished runs
 best() {  # folder, name, the paper's row, rows to choose from by validation accuracy
-  saved utils.best "$RESULTS/$FOLDER/$1" --name "$2" --paper-row "$3" --rows "${@:4}"
+  saved utils.reporting.best "$RESULTS/$FOLDER/$1" --name "$2" --paper-row "$3" --rows "${@:4}"
 }
 compared() {  # folder, row: the table with paired differences to that row, ERM where none is given
-  saved utils.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}" --latex
-  saved utils.report "$RESULTS/$FOLDER/$1"
+  saved utils.reporting.tables "$RESULTS/$FOLDER/$1" --baseline "${2:-erm}" --latex
+  saved utils.reporting.report "$RESULTS/$FOLDER/$1"
 }
 images() {  # prompt sets; the paper's images take hours: stable_diffusion/generation.sh
   [ $SETTING = demo ] || return 0
@@ -191,9 +191,9 @@ table4() {
   best table4 best_random "Best random selection" $RANDOM_ROWS
   best table4 best_update "Best sub-tuning (update one block)" $(each update)
   best table4 best_freeze "Best sub-tuning (freeze one block)" $(each freeze)
-  saved utils.plots "$RESULTS/$FOLDER/table4"  # of the searched rows the choice alone
+  saved utils.reporting.plots "$RESULTS/$FOLDER/table4"  # of the searched rows the choice alone
   compared table4 aim_fair
-  saved utils.masks "$RESULTS/$FOLDER/table4"
+  saved utils.reporting.masks "$RESULTS/$FOLDER/table4"
 }
 # trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
 # contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row, and the images
@@ -234,7 +234,7 @@ table10() { if [ $SETTING != demo ]; then SETTING=utkface; choose; fi; table7; }
 # rests on.
 bias-ratio() {
   rows bias-ratio "" --methods jtt $(on_demo "--set first_epochs=5 upweight=10" "")
-  saved models.bias_ratio "$RESULTS/$FOLDER/bias-ratio/jtt"
+  saved utils.reporting.bias_ratio "$RESULTS/$FOLDER/bias-ratio/jtt"
 }
 # ViT-S/32; EO is the mean of the two differences here: ERM 89.00/71.12/20.18, synthetic only
 # 86.19/83.73/2.32, supplementation 88.97/72.89/19.72, full 89.37/83.95/4.17, LoRA 90.79/86.20/3.14,
@@ -262,14 +262,14 @@ rates() {
     names+=(aim_fair_lr$rate)
   done
   best rates best_rate "" "${names[@]}"
-  saved utils.plots "$RESULTS/$FOLDER/rates"
+  saved utils.reporting.plots "$RESULTS/$FOLDER/rates"
   compared rates aim_fair_lr$(on_demo 0.01 0.06)
 }
 
 # --- figures: drawn from saved runs; a missing run is made first ----------------------------------
 figure1() {  # accuracy against EO and WST of every strategy
   table3; table4
-  saved utils.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
+  saved utils.reporting.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
 figure2() {  # freezing one block: rows of Table 4
   rows figure2 "" --methods full_finetuning $(each freeze) aim_fair
@@ -290,7 +290,7 @@ figure6() {
   rows figure6 "" --methods erm data_supplementation aim_fair
   saved models.tsne "$RESULTS/$FOLDER/figure6" --rows erm data_supplementation aim_fair \
     --data-root "$(flag --data-root)" --store-dir "$DATA/store"
-  saved utils.report "$RESULTS/$FOLDER/figure6"
+  saved utils.reporting.report "$RESULTS/$FOLDER/figure6"
 }
 # the images of every cell and prompt set; the paper's are contextual ones of Smiling/Young
 # (SETTING=celeba PROTECTED=Young) and of Female/White (SETTING=utkface)
@@ -298,11 +298,11 @@ figure7() { images $PROMPT_SETS; grids; }
 grids() {  # further flags; drawn from the prompt sets that there are
   $PYTHON -m stable_diffusion.grids "$(flag --synthetic-root)" --target "$(flag --target)" \
     --protected "$(flag --protected)" --out "$RESULTS/$FOLDER/figures" "$@"
-  [ ! -e "$RESULTS/$FOLDER/report.html" ] || $PYTHON -m utils.report "$RESULTS/$FOLDER"
+  [ ! -e "$RESULTS/$FOLDER/report.html" ] || $PYTHON -m utils.reporting.report "$RESULTS/$FOLDER"
 }
 figure8() {  # where the selected tensors lie; the paper: mostly in early layers
   rows figure8 "" --methods aim_fair
-  saved utils.masks "$RESULTS/$FOLDER/figure8"
+  saved utils.reporting.masks "$RESULTS/$FOLDER/figure8"
 }
 celeba() {
   SETTING=celeba TARGET=${1:-Smiling} PROTECTED=${2:-Male} MORE=("${@:3}")

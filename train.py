@@ -27,7 +27,7 @@ from models import METHODS
 from models.backbones import BACKBONES, parameter_names
 from models.debiasing.edits import load_edits
 from models.selection import CRITERIA, resolve_k
-from utils import flags, launcher, plots, report, tables
+from utils import flags, launcher
 from utils.blocks import require_block
 from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
@@ -37,7 +37,8 @@ from utils.flags import FINETUNE_ONLY, NOT_RESULTS
 from utils.launcher import Task
 from utils.metrics import fairness_metrics, to_json
 from utils.options import ArgumentParser, check_compiler, check_device, parse_options
-from utils.paper import own_row
+from utils.reporting import plots, report, tables
+from utils.reporting.paper import own_row
 from utils.runs import adopt, claim, exclusive, finish, list_digest, weights_digest
 
 RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds

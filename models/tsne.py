@@ -35,11 +35,11 @@ from threadpoolctl import threadpool_limits
 
 from models.features import Features, run_config, run_features
 from utils.errors import UserError, exit_cleanly
-from utils.figure_style import STYLE, save
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
-from utils.table_text import aligned
-from utils.tables import paired_difference, run_folders
+from utils.reporting.figure_style import STYLE, save
+from utils.reporting.table_text import aligned
+from utils.reporting.tables import paired_difference, run_folders
 
 FOLDS, NEIGHBOURS = 5, 15
 PROBES = {

@@ -23,8 +23,8 @@ from datasets.decoding import decode
 from datasets.synthetic import find_pool, load_synthetic
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason
-from utils.figure_style import STYLE, save
 from utils.options import ArgumentParser
+from utils.reporting.figure_style import STYLE, save
 
 SETS = ("plain", "contextual_25", "contextual_50", "contextual_head_poses_50")  # Table 5's order
 PANEL = {1: (2, 10), 2: (2, 6)}  # number of cells -> rows and columns of images; else:

@@ -44,8 +44,9 @@ STAGES = {  # in the order in which generating and AIM-Fair reach their last eve
     "mask": ["models.strategies:_mask"],
     "fine-tuning": ["models.strategies:_fit"],
     "run folder": ["train:run"],  # its lists, metrics and marks; not what the others count
-    "tables": ["utils.tables:write_summary", "utils.plots:draw_all",
-               "utils.report:write_contact_sheets", "utils.report:write_report"],
+    "tables": ["utils.reporting.tables:write_summary", "utils.reporting.plots:draw_all",
+               "utils.reporting.report:write_contact_sheets",
+               "utils.reporting.report:write_report"],
 }
 
 
@@ -172,8 +173,8 @@ def child(request: dict, report: int) -> None:
         if request.get("fsize"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"],) * 2)
         if request.get("figures") is False:
-            sys.modules["utils.plots"].draw_all = lambda *_: []
-            sys.modules["utils.report"].write_contact_sheets = lambda *_: []
+            sys.modules["utils.reporting.plots"].draw_all = lambda *_: []
+            sys.modules["utils.reporting.report"].write_contact_sheets = lambda *_: []
         Saboteur(request, report).install()
         for module, *flags in request["commands"]:
             importlib.import_module(module).main(flags)

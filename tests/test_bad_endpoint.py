@@ -21,9 +21,9 @@ from datasets.base import ImageTable
 from datasets.image_store import open_store
 from prompts import build
 from stable_diffusion import audit, generate
-from utils import plots, tables
 from utils.engine import PREEMPTION
 from utils.errors import exit_cleanly
+from utils.reporting import plots, tables
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from datasets import check
 from prompts import build
 from prompts import check as prompts_check
 from stable_diffusion import audit, generate
-from utils import plots, tables
 from utils.engine import PREEMPTION
+from utils.reporting import plots, tables
 
 CELLS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
 PROMPTS = {

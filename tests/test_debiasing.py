@@ -43,7 +43,7 @@ from utils.engine import PREEMPTED, PREEMPTION, Recipe, fit
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
 from utils.options import parse_options
-from utils.paper import TABLES, paper_row
+from utils.reporting.paper import TABLES, paper_row
 
 # --- CVaR ----------------------------------------------------------------------------------------
 

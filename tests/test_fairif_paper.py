@@ -15,13 +15,13 @@ from PIL import Image
 
 from datasets.base import ImageTable, save_list
 from models import METHODS, backbones
-from utils import paper
 from utils.blocks import block_of
 from utils.errors import UserError
-from utils.figures_fairif import methods_with_weights, weighted_images
 from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
-from utils.tables import collect, write_summary
+from utils.reporting import paper
+from utils.reporting.figures_fairif import methods_with_weights, weighted_images
+from utils.reporting.tables import collect, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 CELEBA = ("celeba", "Blond_Hair", "Male")

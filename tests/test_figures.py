@@ -6,10 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from utils.figures_sweeps import block_bars, top_k_curve
 from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
-from utils.plots import accuracy_against_eo, draw_all
+from utils.reporting.figures_sweeps import block_bars, top_k_curve
+from utils.reporting.plots import accuracy_against_eo, draw_all
 
 
 @pytest.fixture(autouse=True)

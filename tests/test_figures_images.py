@@ -11,7 +11,7 @@ from datasets.base import CELLS
 from datasets.synthetic import load_synthetic
 from stable_diffusion import grids
 from utils.files import write_json
-from utils.report import write_report
+from utils.reporting.report import write_report
 
 SIDE = 8
 

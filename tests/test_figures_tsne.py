@@ -18,8 +18,8 @@ from datasets.loader import Loader
 from models import backbones, tsne
 from models.features import Features, penultimate
 from utils.engine import PREEMPTION
-from utils.plots import STYLE
-from utils.report import write_report
+from utils.reporting.plots import STYLE
+from utils.reporting.report import write_report
 
 
 def features(n=300, dimensions=20, seed=0, **labels) -> Features:

@@ -153,8 +153,9 @@ def test_an_experiment_is_one_array_and_its_tables_the_last_job(
     lines = [
         ["train.py", *command("array", *on_slurm)],
         ["train.py", *command("array", *random, *on_slurm)],
-        ["-m", "utils.best", "array/tiny", "--name", "best_random", "--rows", *random[1:]],
-        ["-m", "utils.tables", "array/tiny", "--baseline", "erm"],
+        ["-m", "utils.reporting.best", "array/tiny", "--name", "best_random", "--rows",
+         *random[1:]],
+        ["-m", "utils.reporting.tables", "array/tiny", "--baseline", "erm"],
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(shlex.join, lines)) + "\n"))
     job_array.main()

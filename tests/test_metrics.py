@@ -23,7 +23,7 @@ from utils.metrics import (
     table_style,
     to_json,
 )
-from utils.paper import TABLES, eo_definition
+from utils.reporting.paper import TABLES, eo_definition
 
 # 10 images; correct per cell: (0,0) 2 of 2, (0,1) 1 of 2, (1,0) 3 of 4, (1,1) 0 of 2
 Y = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]

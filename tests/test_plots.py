@@ -9,7 +9,7 @@ import pytest
 from utils.errors import UserError
 from utils.files import write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.plots import (
+from utils.reporting.plots import (
     accuracy_against_eo,
     block_of,
     main,

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from datasets.base import CELLS, ImageTable
-from utils import masks, plots, tables
 from utils.files import write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.report import main, write_contact_sheets, write_report
+from utils.reporting import masks, plots, tables
+from utils.reporting.report import main, write_contact_sheets, write_report
 
 COUNTS = (10, 20, 20, 10)  # test images of each cell
 RIGHT = {"erm": (8, 20, 19, 6), "aim_fair": (9, 18, 18, 8)}

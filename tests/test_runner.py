@@ -12,7 +12,7 @@ import pytest
 import train
 from models import backbones, tsne
 from stable_diffusion import grids
-from utils.tables import paper_row
+from utils.reporting.tables import paper_row
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = """#!/usr/bin/env bash
@@ -82,7 +82,7 @@ def test_every_line_of_the_runner_is_taken(setting, tmp_path):
     pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
     assert [(args.target, args.protected) for args in images] == [pair, pair]
     assert [args.cells for args in images] == [[(1, 1)], None]  # Figure 4, Figure 7
-    for line in (line for _, line in lines if line[:2] == ["-m", "utils.best"]):
+    for line in (line for _, line in lines if line[:2] == ["-m", "utils.reporting.best"]):
         command = dict(zip(line[3:7:2], line[4:8:2], strict=True))
         assert set(line[8:]) <= rows[line[2].removeprefix("results/")]
         if command["--paper-row"] and setting != "demo":

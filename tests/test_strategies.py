@@ -20,18 +20,19 @@ from datasets.base import CELLS, ImageTable, Splits
 from datasets.mixing import Data
 from models import METHODS
 from models.backbones import BACKBONES
-from models.bias_ratio import main as bias_ratio
-from models.bias_ratio import minority_share
 from models.finetune import freeze_all_but
 from models.lora import add_lora, is_adapter, merge_lora
 from models.ltgc import LTGC, mix_pairs
 from models.strategies import STRATEGIES
-from utils import masks, runs
-from utils.best import main as best
+from utils import runs
 from utils.engine import PREEMPTION, Recipe
 from utils.errors import UserError
 from utils.files import write_json
-from utils.tables import write_summary
+from utils.reporting import masks
+from utils.reporting.best import main as best
+from utils.reporting.bias_ratio import main as bias_ratio
+from utils.reporting.bias_ratio import minority_share
+from utils.reporting.tables import write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = {(0, 0): 2, (0, 1): 9, (1, 0): 8, (1, 1): 1}

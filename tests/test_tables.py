@@ -12,8 +12,8 @@ import pytest
 from utils.errors import UserError
 from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
-from utils.table_text import number
-from utils.tables import (
+from utils.reporting.table_text import number
+from utils.reporting.tables import (
     FIGURES,
     collect,
     differences,

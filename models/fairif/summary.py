@@ -16,8 +16,8 @@ import pandas as pd
 
 from models.fairif.baselines import BASELINES
 from utils.metrics import from_json
-from utils.table_text import HIGHER_IS_BETTER, aligned, escaped, ranked, tabular
-from utils.tables import paired_difference
+from utils.reporting.table_text import HIGHER_IS_BETTER, aligned, escaped, ranked, tabular
+from utils.reporting.tables import paired_difference
 
 PAPER = Path(__file__).resolve().parents[2] / "paper_tables" / "fairif.csv"
 BASELINE_TITLES = {name: entry.title for name, entry in BASELINES.items()}

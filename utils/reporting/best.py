@@ -1,7 +1,7 @@
 """The best of several rows as a row of its own, chosen on validation accuracy from saved runs.
 
-    python -m utils.best results/demo/table4 --rows random_40 random_55 random_70 random_85 \
-        --name best_random
+    python -m utils.reporting.best results/demo/table4 --name best_random \
+        --rows random_40 random_55 random_70 random_85
 
 Table 4 prints the best of four random selections, and of six blocks updated or frozen, without
 saying by what. Here it is the row with the highest validation accuracy averaged over the seeds,
@@ -13,10 +13,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from utils import tables
 from utils.errors import UserError, exit_cleanly
 from utils.files import is_plain_name, write_atomic, write_json
 from utils.options import ArgumentParser
+from utils.reporting import tables
 
 
 def validation_accuracies(setting_dir: Path, rows: list[str]) -> dict[str, dict[int, float]]:

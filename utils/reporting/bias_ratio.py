@@ -1,6 +1,6 @@
 """How biased the training set is, from the mistakes of an ERM model: no group labels.
 
-    python -m models.bias_ratio results/demo/table1/jtt
+    python -m utils.reporting.bias_ratio results/demo/table1/jtt
 
 AIM-Fair takes the bias ratio of its biased synthetic set from "the error set of real training
 examples, as suggested in JTT" (section 4.5). A model trained for a short time leans on the spurious
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from models.debiasing.jtt import error_set
 from utils.errors import UserError, exit_cleanly, reason
 from utils.options import ArgumentParser
 
@@ -31,7 +30,7 @@ def minority_share(logits: np.ndarray, y: np.ndarray) -> float:
     """
     if len(logits) != len(y) or not len(y):
         raise ValueError(f"{len(logits)} logits for {len(y)} labels")
-    return len(error_set(logits, y)) / len(y)
+    return float(np.mean((logits > 0) != (y == 1)))
 
 
 def of_run(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Figures of a setting from its saved runs: `python -m utils.plots results/<setting>`.
+"""Figures of a setting from its saved runs: `python -m utils.reporting.plots results/<setting>`.
 
 Draws into results/<setting>/figures/, each as PNG and PDF, whatever the runs hold:
     training_curves            loss and validation accuracy per epoch    from log.jsonl
@@ -24,14 +24,14 @@ from matplotlib.figure import Figure
 
 from utils.blocks import block_of
 from utils.errors import UserError, exit_cleanly
-from utils.figure_style import COLOURS, LINES, MARKERS, STYLE, save
-from utils.figures_fairif import methods_with_weights, weighted_images
-from utils.figures_sweeps import block_bars, top_k_curve
-from utils.masks import read_masks
 from utils.metrics import summary
 from utils.options import ArgumentParser
+from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE, save
+from utils.reporting.figures_fairif import methods_with_weights, weighted_images
+from utils.reporting.figures_sweeps import block_bars, top_k_curve
+from utils.reporting.masks import read_masks
+from utils.reporting.tables import configs_of, read_metrics, run_folders, selections
 from utils.runs import read_log
-from utils.tables import configs_of, read_metrics, run_folders, selections
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 
@@ -145,7 +145,7 @@ def accuracy_against_eo(*setting_dirs: str | Path) -> Figure | None:
     """Overall accuracy against EO (worst case) and WST of every method, after the paper's Figure 1.
 
     Large points: means over seeds, with the sample standard deviation; small ones: the seeds. A
-    method that several settings hold is drawn from the first. Of the rows that utils.best has
+    method that several settings hold is drawn from the first. Of the rows that best.py has
     chosen from, only the choice is drawn. None where no method has the figures (EO is NaN with an
     empty test cell).
     """

@@ -1,4 +1,4 @@
-"""How much the masks of different seeds agree: `python -m utils.masks results/<setting>`.
+"""How much the masks of different seeds agree: `python -m utils.reporting.masks results/<setting>`.
 
 Prints and writes to results/<setting>/masks.md, for every method with masks: how many tensors it
 selects, the Jaccard overlap of the masks of two seeds beside what random masks of the same sizes
@@ -19,9 +19,9 @@ from scipy.stats import hypergeom
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.options import ArgumentParser
-from utils.report import write_report
-from utils.table_text import aligned, number
-from utils.tables import read_json, run_folders
+from utils.reporting.report import write_report
+from utils.reporting.table_text import aligned, number
+from utils.reporting.tables import read_json, run_folders
 
 Mask = Mapping[str, bool]  # {tensor name: updated}, in parameter order
 

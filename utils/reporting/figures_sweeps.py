@@ -8,10 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.figure_style import COLOURS
 from utils.metrics import summary
-from utils.table_text import TITLES
-from utils.tables import read_json, read_metrics, run_folders
+from utils.reporting.figure_style import COLOURS
+from utils.reporting.table_text import TITLES
+from utils.reporting.tables import read_json, read_metrics, run_folders
 
 PANELS = ("acc", "wst", "eo_worst")
 

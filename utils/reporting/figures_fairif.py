@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.errors import UserError
-from utils.figure_style import COLOURS
 from utils.metrics import CELLS
-from utils.tables import read_json, run_folders
+from utils.reporting.figure_style import COLOURS
+from utils.reporting.tables import read_json, run_folders
 
 SHOWN = 10  # images a row
 

@@ -17,7 +17,7 @@ def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
     Named are hyper-parameters other than the method's defaults (train.py --set), with the default,
     and settings in which the row differs from most others that have them; all of them where no
-    value is the most frequent. A row that was selected from others (utils.best) is left out.
+    value is the most frequent. A row that was selected from others (best.py) is left out.
     """
     configs = {row: config for row, config in configs.items() if "selected" not in config}
     usual: dict[str, Any] = {}

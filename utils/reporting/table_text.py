@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from utils.metrics import CELLS
-from utils.paper import FAIRIF, IMPOSSIBLE
+from utils.reporting.paper import FAIRIF, IMPOSSIBLE
 
 TITLES = {"acc": "ACC", "wst": "WST", "eo_worst": "EO worst", "eo_mean": "EO mean", "std": "STD",
           "ad": "AD", "aod": "AOD", "eod": "EOD"}

@@ -18,7 +18,7 @@ import pandas as pd
 
 from utils.errors import UserError
 
-TABLES = Path(__file__).parent.parent / "paper_tables"
+TABLES = Path(__file__).parents[2] / "paper_tables"
 FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's eo is one of ours
 CELL_FIGURES = ("g00", "g01", "g10", "g11")
 FAIRIF = "fairif-"

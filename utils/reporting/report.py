@@ -1,4 +1,4 @@
-"""One page a setting from its saved runs: `python -m utils.report results/<setting>`.
+"""One page a setting from its saved runs: `python -m utils.reporting.report results/<setting>`.
 
 Writes results/<setting>/report.html: tables (summary.md), figures (figures/*.png), mask overlap
 (masks.md), contact sheets (contact_sheets/), what training cost (log.jsonl) and the settings
@@ -21,12 +21,12 @@ from PIL import Image
 
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
-from utils.html import image, markdown_to_html, page, table
 from utils.metrics import CELLS
 from utils.options import ArgumentParser
-from utils.row_settings import NO_SETTING
+from utils.reporting.html import image, markdown_to_html, page, table
+from utils.reporting.row_settings import NO_SETTING
+from utils.reporting.tables import read_json, run_folders, write_summary
 from utils.runs import read_log
-from utils.tables import read_json, run_folders, write_summary
 
 THUMBNAIL, COLUMNS, ROWS = 72, 8, 2  # pixels, and images of a contact sheet
 CAPTIONS = {

@@ -52,7 +52,7 @@ def page(title: str, lead: str, sections: Mapping[str, str]) -> str:
 
 
 def markdown_to_html(text: str) -> str:
-    """The markdown of utils/table_text.py: its headings but the first, paragraphs and tables."""
+    """The markdown of table_text.py: its headings but the first, paragraphs and tables."""
     parts, cells = [], []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):

@@ -1,4 +1,4 @@
-"""Tables of a setting from its saved runs: `python -m utils.tables results/<setting>`.
+"""Tables of a setting from its saved runs: `python -m utils.reporting.tables results/<setting>`.
 
 Reads results/<setting>/<method>/seed<k>/metrics.json (and config.json, for the paper's row), prints
 the tables and writes summary.csv and summary.md, with --latex also summary.tex.
@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy.stats import t as student_t
 
-from utils import relative, row_settings, table_text
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.metrics import CELLS, from_json, summary, table_style
 from utils.options import ArgumentParser
-from utils.paper import CELL_FIGURES, IMPOSSIBLE, eo_definition, impossible, paper_row
-from utils.paper import FIGURES as PAPER_FIGURES
+from utils.reporting import relative, row_settings, table_text
+from utils.reporting.paper import CELL_FIGURES, IMPOSSIBLE, eo_definition, impossible, paper_row
+from utils.reporting.paper import FIGURES as PAPER_FIGURES
 
 FIGURES = tuple(table_text.TITLES)  # every metric, in the order of the columns
 
@@ -206,12 +206,12 @@ def configs_of(setting_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def selections(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{row that utils.best has chosen: the `row` it is, those it is `from`, by what `rule`}."""
+    """{row that best.py has chosen: the `row` it is, those it is `from`, by what `rule`}."""
     return {method: c["selected"] for method, c in configs.items() if c.get("selected")}
 
 
 def _selection_lines(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a row that utils.best has chosen: which, of how many and which, by what rule."""
+    """One line a row that best.py has chosen: which, of how many and which, by what rule."""
     return "".join(
         f"\n{method} is {s['row']}, chosen of {len(s['from'])} rows ({', '.join(s['from'])}): "
         f"{s['rule']}.\n" for method, s in selections(configs).items()
