@@ -1,4 +1,4 @@
-"""Compare a copy of CelebA or UTKFace with what is known of it, before days of training.
+"""Compare a copy of CelebA, UTKFace or FairFace with what is known of it, before days of training.
 
     python -m datasets.check --dataset celeba --root /data/CelebA
 
@@ -12,7 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from datasets import celeba, demo, utkface
+import pandas as pd
+
+from datasets import celeba, demo, fairface, utkface
 from datasets.base import CELLS, bad_images, named
 from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
 from utils.errors import UserError, exit_cleanly
@@ -34,6 +36,9 @@ CELEBA_LISTS = {
 LIST_SIZE = 20000
 UTKFACE_IMAGES = 23705  # of the 23,708 aligned and cropped files; three lack the race field
 UTKFACE_WHITE_MEN = 5477
+# Women and men (y), Black and White (a), of both parts. FairIF's Table 10 has the two middle
+# cells swapped, as its Table 9 has for CelebA's Blond_Hair/Male: 89931, 82685, 28234 and 1749.
+FAIRFACE_CELLS = (6894, 8789, 6895, 9823)
 
 Facts = dict[str, object]  # what was found or is known, under the words it is reported with
 
@@ -114,13 +119,34 @@ def check_utkface(root: Path) -> tuple[list[str], list[str]]:
     return differences(facts, known), paths
 
 
+def check_fairface(root: Path) -> tuple[list[str], list[str]]:
+    """As `check_celeba`, for Male/White: the Black and White faces of both parts.
+
+    The counts by cell are FairIF's, whose Table 10 has the two middle ones swapped (so has its
+    Table 9, of CelebA's Blond_Hair/Male): women with white skin are 8789, men with black skin 6895.
+    """
+    print("Male/White: images, and by Male_White")
+    tables = {part: fairface.read_table(root, part) for part in fairface.CSV}
+    for part, table in tables.items():
+        _report(part, *labels(table, "Male", "White"))
+    whole = pd.concat(tables.values())
+    y, a = labels(whole, "Male", "White")
+    _report("all", y, a)
+    known = {"images by Male_White": FAIRFACE_CELLS}
+    facts = {"images by Male_White": tuple(int(((y == t) & (a == p)).sum()) for t, p in CELLS)}
+    return differences(facts, known), [os.path.join(os.path.abspath(root), n) for n in whole.index]
+
+
+PAIRS = {"utkface": "Female/White", "fairface": "Male/White"}  # of those that have one
+
+
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 0 where nothing differs, else 1."""
     parser = ArgumentParser(
         prog="python -m datasets.check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--dataset", choices=("celeba", "utkface", "demo"), required=True)
+    parser.add_argument("--dataset", choices=("celeba", *PAIRS, "demo"), required=True)
     parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
     parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo)")
     parser.add_argument("--protected")
@@ -128,10 +154,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if (args.target is None) != (args.protected is None):
         raise UserError("--target and --protected go together; give both or neither")
-    if args.dataset == "utkface":
+    if args.dataset in PAIRS:
         if args.target:
-            raise UserError("UTKFace has one pair, Female/White; leave out --target, --protected")
-        found, paths = check_utkface(args.root)
+            raise UserError(
+                f"{args.dataset} has one pair, {PAIRS[args.dataset]}; leave out --target and "
+                "--protected"
+            )
+        check = check_utkface if args.dataset == "utkface" else check_fairface
+        found, paths = check(args.root)
     else:
         root = demo.unpack(args.root) if args.dataset == "demo" else args.root
         pairs = [(args.target, args.protected)] if args.target else list(CELEBA_LISTS)

@@ -92,10 +92,11 @@ def _job(env: Mapping[str, str]) -> tuple[int, int]:
         pace = _number(env, step) if step in env else 1
         if pace < 1:
             raise _refusal(env, names, "is no share of the work")
-        span = (_number(env, last) - start) // pace + 1 if last in env else None
-        world = _number(env, count) if count else span
+        end = _number(env, last) if last in env else None
+        world = _number(env, count) if count else (end - start) // pace + 1
         index, rest = divmod(_number(env, here) - start, pace)
-        if rest or span not in (None, world) or not 0 <= index < world:
+        gaps = count and end not in (None, start + pace * (world - 1))
+        if rest or gaps or not 0 <= index < world:
             raise _refusal(env, names, "is of an array with gaps, which has no equal shares")
         return index, world
     return 0, 1

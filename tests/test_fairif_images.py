@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from datasets import ci_mnist, fairface
+from datasets import check, ci_mnist, fairface
 from datasets.subsets import NotEnoughImages
 from utils.errors import UserError
 
@@ -102,6 +102,25 @@ def test_the_cells_are_the_papers_as_corrected(tmp_path):
     cells = table.groupby(["Male", "White"]).size()
     assert cells.tolist() == [6894, 8789, 6895, 9823]  # (y, a) in order
     assert len(table) == sum(cells)  # other races are left out
+
+
+def test_check_knows_the_papers_cells(tmp_path, capsys):
+    """FairFace's own two parts hold together what the paper counts; a lost row is named."""
+    val = {("Female", "Black"): 757, ("Female", "White"): 963, ("Male", "Black"): 799,
+           ("Male", "White"): 1122}
+    paper = dict(zip(val, (6894, 8789, 6895, 9823)))
+    command = ["--dataset", "fairface", "--root", str(tmp_path), "--no-images"]
+    for lost, code in ((0, 0), (1, 1)):
+        write_csv(tmp_path, "val", val)
+        write_csv(tmp_path, "train", {cell: paper[cell] - val[cell] - lost for cell in val})
+        assert check.main(command) == code
+    out = capsys.readouterr().out
+    assert "no differences" in out
+    assert ("difference: images by Male_White: (6893, 8788, 6894, 9822), "
+            "expected (6894, 8789, 6895, 9823)") in out
+    with pytest.raises(SystemExit):
+        check.main([*command, "--target", "Male", "--protected", "White"])
+    assert "fairface has one pair, Male/White; leave out" in capsys.readouterr().err
 
 
 @pytest.fixture
