@@ -96,7 +96,7 @@ def _degree(text: str) -> float:
 def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
     """(file, y) of every row; UserError for a wrong list, files twice, outside or missing."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [(row["file"], int(row["y"])) for row in csv.DictReader(file, strict=True)]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -164,8 +164,8 @@ def write_manifest(path: Path, rows: Sequence[Edit], steps: int, model: str, set
         write_atomic(path, buffer.getvalue())
         return
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            old = list(csv.DictReader(file))
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            old = manifest.same_model(list(csv.DictReader(file)), model)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); delete {path.parent}") from None
     if old == table:

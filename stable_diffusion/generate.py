@@ -163,9 +163,11 @@ def _scale(text: str) -> float:
 
 def _build_sampler(args: argparse.Namespace):
     """Load the model; returns (sampler, settings, batch size, saved size in pixels)."""
-    from stable_diffusion import pipeline  # after the flags are checked: torch takes seconds
+    # After the flags are checked: torch takes seconds.
+    from stable_diffusion import model_files, pipeline
 
-    is_demo = args.model == "demo" or Path(args.model).resolve() == pipeline.DEMO_MODEL.resolve()
+    local = model_files.local_path(args.model)
+    is_demo = local is not None and local.resolve() == model_files.DEMO_MODEL.resolve()
     defaults = pipeline.DEMO_DEFAULTS if is_demo else pipeline.PAPER_DEFAULTS
 
     def setting(name: str):
@@ -179,7 +181,7 @@ def _build_sampler(args: argparse.Namespace):
         precision=precision,
         device=str(device),
         compile=args.compile,
-        config=args.model_config or pipeline.PAPER_MODEL,
+        config=args.model_config or model_files.PAPER_MODEL,
     )
     factor = pipe.vae_scale_factor
     # The UNet halves the latent once per level but the last, so a side must divide that often.

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from stable_diffusion.prompt_set import CELLS, PromptSet
 from utils.errors import UserError
@@ -90,7 +90,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     and 1, and a path named twice.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); restore or delete it") from None
@@ -124,7 +124,8 @@ def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict
                                      model, text), strict=True))
         for row in rows
     }  # fmt: skip
-    old = {row["path"]: row for row in read_table(path)} if path.exists() else {}
+    there = same_model(read_table(path), model) if path.exists() else []
+    old = {row["path"]: row for row in there}
     if old:
         _check_agreement(path, old, new)
     elif existing(folder):
@@ -136,6 +137,16 @@ def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict
         return list(old)
     write_atomic(path, _csv_text(new.values(), COLUMNS))
     return list(new)
+
+
+def same_model(rows: list[dict[str, str]], model: str) -> list[dict[str, str]]:
+    """The rows with `model` for a --model of the same last name: one folder has many paths, as seen
+    from other folders and machines. The settings tell its weights."""
+    name = PurePath(model).name
+    return [
+        row | {"model": model} if PurePath(row.get("model") or "").name == name else row
+        for row in rows
+    ]
 
 
 def _check_agreement(path: Path, old: dict[str, dict], new: dict[str, dict]) -> None:

