@@ -12,13 +12,16 @@ import os
 import sys
 from pathlib import Path
 
+if not __package__:  # started by its path: python datasets/check.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import pandas as pd
 
 from datasets import celeba, demo, fairface, utkface
 from datasets.base import CELLS, bad_images, named
 from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
 from utils.errors import UserError, exit_cleanly
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 # CelebA's own counts, and the lists the AIM-Fair release trains on (SHA-256, see `list_hash`)
 CELEBA_SPLITS = {"train": 162770, "val": 19867, "test": 19962}
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m datasets.check", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--dataset", choices=("celeba", *PAIRS, "demo"), required=True)
-    parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
+    parser.add_argument("--root", type=path, required=True, help="the dataset's folder")
     parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo)")
     parser.add_argument("--protected")
     parser.add_argument("--no-images", action="store_true", help="do not open the images")

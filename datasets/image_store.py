@@ -21,9 +21,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import ENODEV
 from io import BytesIO
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from datasets.base import ImageTable, named
 from datasets.decoding import decode, header_size
 from utils.engine import PREEMPTION
 from utils.errors import UserError
-from utils.files import atomic_path, lock
+from utils.files import atomic_path, lock, remove_leftovers, reserve, write_at
 
 VERSION = 1  # raise it whenever decoding changes: older stores are then not read
 DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"
@@ -166,7 +166,8 @@ def _locked(path: Path):
         lock(file, f"waiting for another run that is decoding into {path}", PREEMPTION.check)
         yield
         # Reached only with the store in place: whoever opens a new lock file now finds it built.
-        lock_path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows keeps an open file
+            lock_path.unlink()
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,15 @@ class _Layout:
     def open(self, path: Path) -> list[np.ndarray]:
         arrays = []
         for shape, start in zip(self.shapes, self.starts, strict=True):
-            array = np.memmap(path, np.uint8, "r", offset=self.header + start, shape=shape)
+            try:
+                array = np.memmap(path, np.uint8, "r", offset=self.header + start, shape=shape)
+            except OSError as error:
+                if error.errno != ENODEV:
+                    raise
+                raise UserError(
+                    f"{path.parent} lies on a file system that cannot map files into memory; give "
+                    "a folder on another disk for the decoded images (--store-dir)"
+                ) from None
             # A plain array over the map: indexing np.memmap costs microseconds an image.
             arrays.append(np.array(array) if self.nbytes < IN_MEMORY else np.asarray(array))
         return arrays
@@ -232,8 +241,7 @@ def _read_sizes(path: Path) -> np.ndarray | None:
 
 def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
     """Decode `paths` into `path`; called with the lock held."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink()  # of a run that was killed while building this very store
+    remove_leftovers(path.parent, path.name)  # of a run that was killed while building this store
     with ThreadPoolExecutor(threads) as pool:
         sizes = _stored_sizes(list(pool.map(header_size, paths)), name)
         layout = _Layout.of(sizes)
@@ -241,8 +249,7 @@ def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
             file.write(_npy(sizes))
             file.flush()
             descriptor = file.fileno()
-            if hasattr(os, "posix_fallocate"):  # a full disk stops here, before the work
-                os.posix_fallocate(descriptor, layout.header, layout.nbytes)
+            reserve(descriptor, layout.header, layout.nbytes)
 
             def store(i: int) -> str | None:
                 height, width = (int(side) for side in sizes[i])
@@ -252,7 +259,7 @@ def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
                     return str(error) or type(error).__name__
                 if image.size != (width, height):
                     image = image.resize((width, height), Image.Resampling.LANCZOS)
-                _write_at(descriptor, image.tobytes(), layout.offset(i))
+                write_at(descriptor, image.tobytes(), layout.offset(i))
                 return None
 
             progress = tqdm(
@@ -264,12 +271,6 @@ def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
             )
             faults = [(paths[i], fault) for i, fault in enumerate(progress) if fault]
             _refuse(faults, len(paths), name)
-
-
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    # Written, not mapped: on a full disk a store into mapped memory kills the process (SIGBUS).
-    if os.pwrite(descriptor, data, offset) != len(data):
-        raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
 def _refuse(faults: list[tuple[str, str]], total: int, name: str) -> None:

@@ -20,11 +20,8 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -37,7 +34,7 @@ from models.features import Features, run_config, run_features
 from utils.errors import UserError, exit_cleanly
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
-from utils.reporting.figure_style import STYLE, save
+from utils.reporting.figure_style import STYLE, Axes, Figure, plt, save
 from utils.reporting.table_text import aligned
 from utils.reporting.tables import paired_difference, run_folders
 

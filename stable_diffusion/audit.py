@@ -9,10 +9,14 @@ asked for: what the images can teach is limited by it. The judge is a checkpoint
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+
+if not __package__:  # started by its path: python stable_diffusion/audit.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -23,7 +27,7 @@ from datasets.decoding import decode
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason
 from utils.files import atomic_path, write_json
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]
 # What CLIP is asked per attribute: (attribute = 1, attribute = 0).
@@ -210,17 +214,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="python -m stable_diffusion.audit", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--images", required=True, help="folder that generate.py wrote, any level")
-    parser.add_argument("--judge", action="append", default=[], help="checkpoint; may be repeated")
+    parser.add_argument("--images", required=True, type=path,
+                        help="folder that generate.py wrote, any level")
+    parser.add_argument("--judge", action="append", type=path, default=[],
+                        help="checkpoint; may be repeated")
     parser.add_argument("--clip", metavar="ID", help="CLIP model (hub id or folder), zero-shot")
     parser.add_argument("--grid", type=int, default=10, help="n of the n x n contact sheets")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     args = parser.parse_args(arguments)
     if not 1 <= args.grid <= 100:
         raise UserError(f"--grid {args.grid}: give a number from 1 to 100")
-    root = Path(args.images)
+    root = args.images
     folders = sorted(
-        path.parent for depth in ("", "*/", "*/*/") for path in root.glob(f"{depth}manifest.csv")
+        file.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}manifest.csv")
     )
     if not folders:
         raise UserError(
@@ -230,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from stable_diffusion.pipeline import pick_device
 
     device = pick_device(args.device)
-    judges = [(f"--judge {path}", *load_judge(path, device)) for path in args.judge]
+    judges = [(f"--judge {file}", *load_judge(file, device)) for file in args.judge]
     complete = True
     for folder in folders:
         wanted = list(judges)

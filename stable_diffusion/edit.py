@@ -23,9 +23,13 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+if not __package__:  # started by its path: python stable_diffusion/edit.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
@@ -34,7 +38,7 @@ from stable_diffusion.prompt_set import PromptSet, read_prompts
 from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 COLUMNS = ("path", "source", "degree", "prompt", "seed", "model", "settings")
 MINIMUM = 2  # edits an image: DiGA learns from pairs
@@ -60,13 +64,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what = parser.add_argument_group("what to edit")
     what.add_argument("--model", default="demo", help="as for generate.py (default: demo)")
     what.add_argument("--model-config", metavar="ID", help="as for generate.py")
-    what.add_argument("--prompts", required=True,
+    what.add_argument("--prompts", required=True, type=path,
                       help="a prompt file of prompts/, such as Smiling_Male_plain.json")
-    what.add_argument("--list", required=True, type=Path,
+    what.add_argument("--list", required=True, type=path,
                       help="csv of the training images with the columns file and y, such as the "
                       "train.csv of a run folder")
-    what.add_argument("--images", required=True, type=Path, help="folder of these files")
-    what.add_argument("--out", required=True, help="folder of the edited images")
+    what.add_argument("--images", required=True, type=path, help="folder of these files")
+    what.add_argument("--out", required=True, type=path, help="folder of the edited images")
     what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=2,
                       metavar="N", help="default: 2, one pair")
     what.add_argument("--degrees", type=_degree, nargs=2, default=(0.4, 0.9),
@@ -75,9 +79,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--seed", type=generate._whole(0, 2**63 - 1), default=42, help="default: 42")
     generate._add_sampler_flags(parser)
     args = parser.parse_args(arguments)
-    if not args.out.strip():  # an unset shell variable: the images would lie in this folder
-        raise UserError("--out is empty; give the folder of the edited images")
-    args.out = Path(args.out)
     if args.degrees[0] > args.degrees[1]:
         raise UserError(f"--degrees {args.degrees[0]} {args.degrees[1]}: give the lower one first")
     return args

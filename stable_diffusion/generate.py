@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+if not __package__:  # started by its path: python stable_diffusion/generate.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
@@ -25,7 +29,7 @@ from stable_diffusion.manifest import Row
 from stable_diffusion.prompt_set import read_prompts
 from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly
-from utils.options import ArgumentParser, check_compiler
+from utils.options import ArgumentParser, check_compiler, path
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,8 +49,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--model-config", metavar="ID", help="hub id or folder that gives a single "
         "checkpoint file its tokenizer and architecture (default: SD 2.1-base's)",
     )  # fmt: skip
-    what.add_argument("--prompts", required=True, help="a prompt file of prompts/")
-    what.add_argument("--out", required=True, help="root folder of the images")
+    what.add_argument("--prompts", required=True, type=path, help="a prompt file of prompts/")
+    what.add_argument("--out", required=True, type=path, help="root folder of the images")
     what.add_argument(
         "--images-per-cell",
         type=_whole(1, 100_000),
@@ -66,8 +70,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_sampler_flags(parser)
     _add_set_flags(parser)
     args = parser.parse_args(arguments)
-    if not args.out.strip():  # an unset shell variable: the images would lie in this folder
-        raise UserError("--out is empty; give the root folder of the images")
     for size in (args.balanced_per_cell, args.biased_majority, args.biased_minority):
         if size is not None and size > args.images_per_cell:
             raise UserError(
@@ -236,7 +238,7 @@ def generate(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts)
     index, world = share(args.shard)
     rows = manifest.plan(prompts, args.images_per_cell, args.seed)
-    folder = Path(args.out) / prompts.name / prompts.pair
+    folder = args.out / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
     from stable_diffusion.writer import remove_leftovers

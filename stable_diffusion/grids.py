@@ -11,11 +11,13 @@ paper's Figure 4 shows smiling men. Always the first images by file order: nothi
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+if not __package__:  # started by its path: python stable_diffusion/grids.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.base import ImageTable
@@ -23,8 +25,8 @@ from datasets.decoding import decode
 from datasets.synthetic import find_pool, load_synthetic
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, reason
-from utils.options import ArgumentParser
-from utils.reporting.figure_style import STYLE, save
+from utils.options import ArgumentParser, path
+from utils.reporting.figure_style import STYLE, Figure, plt, save
 
 SETS = ("plain", "contextual_25", "contextual_50", "contextual_head_poses_50")  # Table 5's order
 PANEL = {1: (2, 10), 2: (2, 6)}  # number of cells -> rows and columns of images; else:
@@ -157,14 +159,14 @@ def cell(text: str) -> tuple[int, int]:
 def parser() -> ArgumentParser:
     p = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("root", type=Path, help="folder of generated images (generate.py's --out)")
+    p.add_argument("root", type=path, help="folder of generated images (generate.py's --out)")
     p.add_argument("--target", default="Smiling", help="attribute that is learned (y)")
     p.add_argument("--protected", default="Male", help="attribute to be fair about (a)")
     p.add_argument("--sets", nargs="+", default=None, metavar="SET",
                    help=f"prompt sets; where not given, those there are of {', '.join(SETS)}")
     p.add_argument("--cells", nargs="+", default=None, type=cell, metavar="Y_A",
                    help="cells such as 1_1; where not given, all four")
-    p.add_argument("--out", type=Path, required=True, help="folder of the figure")
+    p.add_argument("--out", type=path, required=True, help="folder of the figure")
     return p
 
 
@@ -175,8 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
                           cells=args.cells)
     if lacking := [name for name in SETS if args.sets is None and name not in shown]:
         print(f"not generated, so not shown: {', '.join(lacking)}")
-    for path in written:
-        print(path)
+    for file in written:
+        print(file)
 
 
 if __name__ == "__main__":

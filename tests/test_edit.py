@@ -164,7 +164,7 @@ def test_degrees_are_uniform_and_independent_of_other_images():
     (["--list", "missing.csv"], "--list missing.csv cannot be read"),
     (["--images", "nowhere"], "3 of the 3 images"),
     (["--prompts", "none.json"], "--prompts none.json"),
-    (["--out", ""], "--out is empty"),
+    (["--out", ""], "--out: the path is empty"),
     (["--out", "/dev/null/edits"], "--out"),
     (["--steps", "0"], "from 1"),
     (["--model", "./missing.ckpt"], "--model ./missing.ckpt"),

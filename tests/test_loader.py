@@ -404,13 +404,13 @@ def test_a_sigterm_is_noticed_while_another_run_decodes(tmp_path, monkeypatch):
 
 
 def _build_and_die(table, folder):
-    original = image_store._write_at
+    original = image_store.write_at
 
     def deadly(descriptor, data, offset):
         original(descriptor, data, offset)
         os.kill(os.getpid(), 9)
 
-    image_store._write_at = deadly
+    image_store.write_at = deadly
     open_store(table, folder, threads=1)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -25,18 +28,56 @@ def reason(error: Exception) -> str:
 def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's main so that a UserError prints `error: <sentence>` and exits with 2.
 
+    So does what the operating system refuses: a disk that fails, a folder that may not be read.
     Ctrl-C ends with 130: whatever a command had written, the same command goes on from there.
+    A reader that stops early (`| head`) ends it with 141, as the shell's own commands. What the
+    terminal cannot show of a file's name is printed as an escape.
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()
+            return result
         except UserError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line
-            raise SystemExit(2) from None
+            _refuse(str(error))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and _is_stdout_closed():
+                raise SystemExit(141) from None
+            if error.errno is None:  # a library's own
+                raise
+            _refuse(system_reason(error))
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def system_reason(error: OSError) -> str:
+    """What the operating system said of which file, as a sentence with what to do."""
+    files = " and ".join(os.fsdecode(file) for file in (error.filename, error.filename2)
+                         if isinstance(file, str | bytes | os.PathLike))
+    said = error.strerror or type(error).__name__
+    what = f"{files}: {said}" if files else f"the operating system refused: {said}"
+    return f"{what}; mend that and start the same command again"
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print("error:", " ".join(sentence.split()), file=sys.stderr)  # one line
+    raise SystemExit(2) from None
+
+
+def _is_stdout_closed() -> bool:
+    """Whether nobody reads stdout; what is still buffered for it is then thrown away."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

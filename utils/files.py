@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +20,18 @@ import numpy as np
 
 from utils.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # native Windows
+    fcntl = None
+
 # Not the program's fault: permissions, a read-only disk, a size limit, a file in a folder's place.
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EEXIST)
+
+# What a file system answers to a call that it does not have; 524 is Linux's own ENOTSUPP.
+UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, 524)
+UNLOCKED: set[str] = set()  # folders whose file system has no locks
+_SEEKING = threading.Lock()  # without pwrite: a file has one position for all threads
 
 
 def is_plain_name(name: str) -> bool:
@@ -43,8 +53,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -63,29 +72,86 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _flush(path: Path) -> None:
+    with open(path, "r+b") as file:  # Windows flushes only what is open for writing
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+
+
 def lock(file: IO, waiting: str, check: Callable[[], None]) -> None:
     """Take the lock of an open file; where another process holds it, say `waiting` and wait.
 
     The lock belongs to the open file, which child processes do not inherit (PEP 446), so a killed
-    process leaves none. `check` is called while waiting and may raise.
+    process leaves none. `check` is called while waiting and may raise. Where there are no locks
+    (Windows; Lustre and NFS as they are often mounted) that is said once and the work goes on.
     """
     waited = False
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB) if fcntl else _unlocked(file)
         except BlockingIOError:
             if not waited:
                 print(waiting, file=sys.stderr)
             waited = True
             check()
             time.sleep(0.5)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return _unlocked(file)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed runs left half written; only while no other process writes there."""
-    for path in Path(folder).glob(".*.tmp"):
+def _unlocked(file: IO) -> None:
+    folder = os.path.dirname(os.path.abspath(file.name))
+    if not UNLOCKED:
+        print(
+            f"{folder}: there are no file locks here; take care that no two runs write to one "
+            "folder at once",
+            file=sys.stderr,
+        )
+    UNLOCKED.add(folder)
+
+
+def remove_leftovers(folder: str | Path, name: str = "*") -> None:
+    """Remove what killed runs left half written of `name`; only while no other process writes it.
+
+    Where there are no locks another process may: all is left.
+    """
+    here = os.path.abspath(folder)
+    if any(here == unlocked or here.startswith(unlocked + os.sep) for unlocked in UNLOCKED):
+        return
+    for path in Path(folder).glob(f".{name}.*.tmp"):
         if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
+
+
+def reserve(descriptor: int, start: int, nbytes: int) -> None:
+    """Take the space before the work, so that a full disk stops here, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, start, nbytes)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at that byte of the file; other threads may do so at the same time.
+
+    Not through a map: on a full disk a store into mapped memory kills the process (SIGBUS).
+    """
+    if hasattr(os, "pwrite"):
+        written = os.pwrite(descriptor, data, offset)
+    else:  # Windows
+        with _SEEKING:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            written = os.write(descriptor, data)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview | str) -> None:

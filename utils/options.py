@@ -20,10 +20,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """A flag's path with ~ and $VARIABLES filled in: the shell leaves them in --out=~/images."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(os.path.expandvars(os.path.expanduser(text)))
+    """A flag's path with ~ and $VARIABLES filled in: the shell leaves them in --out=~/images.
+
+    An empty one is refused, and a ~ or variable that stands for nothing: the files would lie in
+    this folder, or in one named $SCRATCH.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; give one (is a shell variable unset?)")
+    filled = os.path.expandvars(os.path.expanduser(text))
+    unset = re.match(r"~[^/\\]*", filled) or re.search(r"\$(\w+|\{\w+\})", filled)
+    if unset and not os.path.exists(text):
+        raise argparse.ArgumentTypeError(
+            f"{unset[0]} in {text} stands for nothing here; set it or give the path without it"
+        )
+    return Path(filled)
 
 
 def check_device(device: str, *, here: bool = True) -> None:

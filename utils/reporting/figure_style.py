@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes  # noqa: F401 - for the drawing modules outside utils
 from matplotlib.figure import Figure
 
 from utils.files import atomic_path
