@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, is_systems
 from utils.files import write_atomic
 from utils.metrics import CELLS
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
 MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
+DAMAGED = ("missing", "empty", "unreadable")  # kinds of bad images; empty: of zero bytes
+UNFIT = f"too large (over {MAX_PIXELS // 10**6} million pixels) or animated"
 READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
 
 
@@ -122,7 +124,7 @@ def named(names: Sequence[str], limit: int = 20) -> str:
 
 
 def bad_images(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Images that cannot be used, by kind: "missing", "empty" (zero bytes), "unreadable".
+    """Images that cannot be used, by kind: DAMAGED's, UNFIT, or "closed" and what the system says.
 
     A JPEG whose first and last bytes are in place passes without being decoded, which is what
     makes this fast enough to run before every training; any other file must decode.
@@ -132,8 +134,13 @@ def bad_images(paths: Sequence[str]) -> dict[str, list[str]]:
         try:
             with os.scandir(folder) as entries:
                 present[folder] = {entry.name for entry in entries}
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             present[folder] = set()
+        except OSError as error:  # perhaps it may be entered: nothing is known to be missing
+            raise UserError(
+                f"the images in {folder} cannot be listed ({error.strerror}); give yourself the "
+                "right to read that folder, or mend its disk"
+            ) from None
     bad = defaultdict(list)
     found = []
     for path in paths:
@@ -168,8 +175,12 @@ def _kind(path: str) -> str | None:
                 return None
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS or getattr(image, "is_animated", False):
-                return "unreadable"
+                return UNFIT
             image.load()
+    except OSError as error:
+        if is_systems(error):
+            return f"closed ({error.strerror})"
+        return "missing" if isinstance(error, FileNotFoundError) else "unreadable"  # a dead link
     except Exception:  # noqa: BLE001 - Pillow's decoders raise many types, each means unusable
         return "unreadable"
     return None
@@ -184,7 +195,13 @@ def check_images(tables: Iterable[ImageTable | None], root: str | Path) -> None:
             f"{len(files)} {kind} ({named([os.path.basename(file) for file in files])})"
             for kind, files in bad.items()
         ]
+        remedies = {
+            "copy these again from the original archive": bad.keys() & set(DAMAGED),
+            "replace what is too large or moves": bad.keys() & {UNFIT},
+            "give yourself the right to read what is closed, or mend its disk":
+                bad.keys() - {*DAMAGED, UNFIT},
+        }  # fmt: skip
         raise UserError(
             f"of the {len(paths)} images needed under {root}, {'; '.join(kinds)}: "
-            "copy these again from the original archive"
+            + "; ".join(remedy for remedy, kinds in remedies.items() if kinds)
         )

@@ -61,7 +61,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     """(line number, text) of every line that is not blank; any kind of line end."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read as text ({error}); {AGAIN}") from None
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -138,7 +138,7 @@ def _read(root: Path, name: str) -> np.ndarray:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
     axes = 3 if "images" in name else 1
     head = 4 * (axes + 1)

@@ -42,7 +42,7 @@ def read_table(root: str | Path, part: str) -> pd.DataFrame:
             f"{path} is missing: copy FairFace's two label files and its folders train/ and val/ "
             f"to {root}"
         ) from None
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+    except ValueError as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
     missing = {"file", "gender", "race"} - set(frame.columns)
     if missing:

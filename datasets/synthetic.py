@@ -61,7 +61,8 @@ def _from_folders(folder: Path) -> list[tuple[str, int, int]]:
         ]
         if not names:
             raise UserError(
-                f"{cell} holds no images; generate that cell with stable_diffusion/generation.sh"
+                f"{cell} holds no images ({', '.join(ENDINGS)}); generate that cell with "
+                "stable_diffusion/generation.sh"
             )
         rows += [(f"{t}_{p}/{name}", t, p) for name in names]
     return rows
@@ -78,7 +79,7 @@ def read_list(path: str | Path) -> list[tuple[str, int, int]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             columns, lines = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as csv ({error}); generate it again") from None
     missing = [column for column in COLUMNS if column not in columns]
     if missing:

@@ -84,7 +84,7 @@ def raw(file: str, root: Path = ROOT) -> str:
         data = lzma.decompress(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {mend}") from None
-    except (lzma.LZMAError, OSError) as error:
+    except lzma.LZMAError as error:
         raise UserError(f"{path} does not unpack ({error}); {mend}") from None
     if hashlib.sha256(data).hexdigest() != SHA256[file]:
         raise UserError(f"{path} is not the published file, its sha256 differs; {mend}")

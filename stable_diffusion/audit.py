@@ -9,6 +9,7 @@ asked for: what the images can teach is limited by it. The judge is a checkpoint
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from datasets.decoding import decode
 from stable_diffusion.manifest import CELLS, read_table
-from utils.errors import UserError, exit_cleanly, reason
+from utils.errors import UserError, exit_cleanly, is_systems, reason
 from utils.files import atomic_path, write_json
 from utils.options import ArgumentParser, path
 
@@ -46,7 +47,9 @@ def unreadable(paths: Sequence[Path]) -> list[Path]:
     def broken(path: Path) -> bool:
         try:
             decode(path)
-        except Exception:  # noqa: BLE001 - what Pillow's decoders raise varies
+        except Exception as error:  # what Pillow's decoders raise varies
+            if is_systems(error):  # to delete the file would not help
+                raise
             return True
         return False
 
@@ -97,7 +100,9 @@ def load_judge(path: str | Path, device: torch.device) -> tuple[str, LogitsFunct
         model = resnet18(weights=None)
         model.fc = torch.nn.Linear(model.fc.in_features, 1)
         model.load_state_dict(checkpoint["model"])
-    except Exception as error:  # noqa: BLE001 - torch.load raises many classes
+    except Exception as error:  # torch.load raises many classes
+        if is_systems(error):
+            raise
         raise UserError(
             f"--judge {given} is no ResNet-18 checkpoint of train.py ({type(error).__name__}: "
             f"{reason(error)}); it needs model, backbone, target and image_size"
@@ -121,13 +126,17 @@ def load_clip(name: str, attribute: str, device: torch.device) -> LogitsFunction
 
     if attribute not in CLIP_TEXTS:
         raise UserError(f"--clip knows texts for {', '.join(CLIP_TEXTS)}, not for {attribute}")
+    from stable_diffusion.model_files import hub_cause, local_path
+
+    source = str(local_path(name) or name)
     try:
-        model = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)
-        processor = CLIPProcessor.from_pretrained(name)
+        model = CLIPModel.from_pretrained(source, use_safetensors=True).eval().to(device)
+        processor = CLIPProcessor.from_pretrained(source)
     except Exception as error:  # noqa: BLE001 - each hub and reader has its own
+        cause = hub_cause(error) or f"{type(error).__name__}: {reason(error)[:200]}"
         raise UserError(
-            f"--clip {name} cannot be loaded ({type(error).__name__}); give a hub id that can be "
-            "reached or a folder, or use --judge"
+            f"--clip {name} cannot be loaded ({cause}); give a hub id that can be reached or a "
+            "folder with safetensors, or use --judge"
         ) from None
 
     @torch.inference_mode()
@@ -225,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not 1 <= args.grid <= 100:
         raise UserError(f"--grid {args.grid}: give a number from 1 to 100")
     root = args.images
+    if root.is_dir():
+        os.listdir(root)  # what may not be listed would look empty below
     folders = sorted(
         file.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}manifest.csv")
     )

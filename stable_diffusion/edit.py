@@ -36,7 +36,7 @@ from tqdm import tqdm
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet, read_prompts
 from stable_diffusion.shares import share
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, is_systems
 from utils.files import write_atomic
 from utils.options import ArgumentParser, path
 
@@ -97,9 +97,11 @@ def _degree(text: str) -> float:
 def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
     """(file, y) of every row; UserError for a wrong list, files twice, outside or missing."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = [(row["file"], int(row["y"])) for row in csv.DictReader(file, strict=True)]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+        if is_systems(error):
+            raise
         raise UserError(
             f"--list {path} cannot be read ({type(error).__name__}: {error}); it needs the columns "
             "file and y, as the train.csv of a run folder has them"
@@ -165,9 +167,9 @@ def write_manifest(path: Path, rows: Sequence[Edit], steps: int, model: str, set
         write_atomic(path, buffer.getvalue())
         return
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             old = manifest.same_model(list(csv.DictReader(file)), model)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read ({error}); delete {path.parent}") from None
     if old == table:
         return
@@ -221,6 +223,8 @@ class Editor:
             with Image.open(path) as image:
                 image = image.convert("RGB").resize(self.size, Image.Resampling.LANCZOS)
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a broken file
+            if is_systems(error):
+                raise
             raise UserError(f"{path} cannot be read ({error}); copy it again") from None
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 

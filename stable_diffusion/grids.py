@@ -24,7 +24,7 @@ from datasets.base import ImageTable
 from datasets.decoding import decode
 from datasets.synthetic import find_pool, load_synthetic
 from stable_diffusion.manifest import CELLS, read_table
-from utils.errors import UserError, exit_cleanly, reason
+from utils.errors import UserError, exit_cleanly, is_systems, reason
 from utils.options import ArgumentParser, path
 from utils.reporting.figure_style import STYLE, Figure, plt, save
 
@@ -94,7 +94,9 @@ def mosaic(paths: list[str], rows: int, columns: int) -> np.ndarray:
 def _square(path: str) -> Image.Image:
     try:
         image = decode(path)
-    except Exception as error:  # noqa: BLE001 - what Pillow's decoders raise varies
+    except Exception as error:
+        if is_systems(error):
+            raise
         raise UserError(
             f"{path} cannot be read ({reason(error)}); delete it and generate it again"
         ) from None

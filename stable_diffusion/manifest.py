@@ -90,9 +90,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     and 1, and a path named twice.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path} cannot be read ({error}); restore or delete it") from None
     if not rows or any(row.get(column) is None for row in rows for column in SET_COLUMNS):
         raise UserError(f"{path} has no rows with the columns path, y, a; restore or delete it")

@@ -138,7 +138,7 @@ def _from_hub(model: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
         return _from_pretrained(model, dtype, None)
     except Exception as error:  # noqa: BLE001 - see read_pipeline
-        cause = _hub_cause(error)
+        cause = hub_cause(error)
         if cause is None:  # it is there, in another form
             try:
                 return _from_pretrained(model, dtype, "fp16")
@@ -147,7 +147,7 @@ def _from_hub(model: str, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise refusal(model, cause, hub=True) from error
 
 
-def _hub_cause(error: BaseException) -> str | None:
+def hub_cause(error: BaseException) -> str | None:
     """Why the hub gave nothing, by the errors that led to this one; None where it gave files."""
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:

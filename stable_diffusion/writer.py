@@ -96,7 +96,11 @@ def write_batches(
         with ImageWriter(folder, size, threads, bar) as writer:
             for rows in batches:
                 writer.add(rows, draw([*rows, *[rows[-1]] * (batch_size - len(rows))]))
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not (
+            isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        ):
+            raise
         raise UserError(
             f"the device is out of memory with --batch-size {batch_size}; lower it or give "
             "--decode-batch, and start again: finished images are kept"

@@ -132,7 +132,7 @@ def test_links_and_folders_that_may_not_be_read(model, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault(monkeypatch):
     error = OSError("Cannot load model")
     error.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/hub/x")
-    assert model_files._hub_cause(error) == (
+    assert model_files.hub_cause(error) == (
         "/hub/x: Permission denied; HF_HOME says where the hub's files are kept")
 
 
@@ -144,8 +144,8 @@ def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault(monkeypatch):
 def test_why_the_hub_gave_nothing(cause, words):
     error = OSError("Cannot load model")
     error.__cause__ = cause
-    assert words in model_files._hub_cause(error)
-    assert model_files._hub_cause(ValueError("no such file in the repository")) is None
+    assert words in model_files.hub_cause(error)
+    assert model_files.hub_cause(ValueError("no such file in the repository")) is None
 
 
 def test_one_model_may_be_named_by_another_path():

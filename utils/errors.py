@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
+
+SYSTEMS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+           errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN)  # fmt: skip
 
 
 class UserError(Exception):
@@ -56,6 +60,12 @@ def exit_cleanly(main: Callable) -> Callable:
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def is_systems(error: BaseException) -> bool:
+    """Whether it says that the operating system refused: no right, a failing disk, too many open
+    files. What the file holds is then not known, and to copy or delete it would not help."""
+    return isinstance(error, OSError) and error.errno in SYSTEMS
 
 
 def system_reason(error: OSError) -> str:

@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, is_systems
 
 try:
     import fcntl
@@ -155,9 +155,13 @@ def write_at(descriptor: int, data: bytes, offset: int) -> None:
 
 
 def write_atomic(path: str | Path, data: bytes | memoryview | str) -> None:
-    """Write bytes or UTF-8 text so that a reader sees the old file or the whole new one."""
+    """Write bytes or UTF-8 text so that a reader sees the old file or the whole new one.
+
+    A file's name that is no UTF-8 is written byte by byte (read it with "surrogateescape").
+    """
+    text = data.encode(errors="surrogateescape") if isinstance(data, str) else data
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(text)
 
 
 def write_json(path: str | Path, value) -> None:
@@ -180,7 +184,9 @@ def read_array(path: Path, shape: tuple[int | None, ...], dtype: type = np.float
     try:
         with open(path, "rb") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_systems(error):
+            raise
         array = None
     if (
         array is None or array.dtype != dtype or array.ndim != len(shape)
