@@ -20,6 +20,7 @@ from prompts.answers import best_prompts
 from prompts.instruction import STARTS_WITH
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet
+from stable_diffusion.shares import share
 from utils.metrics import METRICS, fairness_metrics, summary, table_style
 
 quick = settings(deadline=None, max_examples=60)
@@ -188,9 +189,10 @@ def test_a_plan_for_fewer_images_is_part_of_one_for_more(prompts, images, more, 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 50), st.integers(1, 5))
 def test_an_array_of_launchers_covers_every_share_once(tasks, ranks, first, step):
     shares = [
-        manifest.share(None, {
+        share(None, {
             "RANK": str(rank), "WORLD_SIZE": str(ranks), "SLURM_ARRAY_TASK_COUNT": str(tasks),
             "SLURM_ARRAY_TASK_ID": str(first + step * task), "SLURM_ARRAY_TASK_MIN": str(first),
+            "SLURM_ARRAY_TASK_MAX": str(first + step * (tasks - 1)),
             "SLURM_ARRAY_TASK_STEP": str(step),
         })
         for task in range(tasks) for rank in range(ranks)
