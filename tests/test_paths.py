@@ -11,8 +11,8 @@ from conftest import ROOT
 
 from utils.options import path
 
-COMMANDS = ["train.py", "datasets/check.py", *(f"stable_diffusion/{name}.py" for name in
-            ("generate", "edit", "audit", "grids"))]
+COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
+            *(f"stable_diffusion/{name}.py" for name in ("generate", "edit", "audit", "grids"))]
 
 
 @pytest.mark.parametrize(("text", "wanted"), [

@@ -15,12 +15,18 @@ import importlib.util
 import io
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
+
+if not __package__:  # started by its path: python datasets/demo/build.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from utils.options import path as path_flag
 
 HERE = Path(__file__).resolve().parent
 TRUNCATION = 0.75  # w = m + 0.75 (w - m): clean and still varied
@@ -162,7 +168,7 @@ def render_until(work: Path, faces: int, seed: int, chunk: int = 32) -> dict[int
     bar = tqdm(total=faces, initial=min(kept, faces), unit="face", desc="labelled faces")
     generator = labeller = None
     start = 0
-    with open(work / "scores.jsonl", "a") as log:
+    with open(work / "scores.jsonl", "a", encoding="utf-8") as log:
         while kept < faces:
             missing = [i for i in range(start, start + chunk) if i not in scores]
             start += chunk
@@ -220,8 +226,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--faces", type=int, default=12000, help="labelled faces to keep")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
-    parser.add_argument("--work", type=Path, default=HERE / "build", help="scratch, resumable")
-    parser.add_argument("--archive", type=Path, default=HERE / "faces.zip")
+    parser.add_argument("--work", type=path_flag, default=HERE / "build", help="scratch, resumable")
+    parser.add_argument("--archive", type=path_flag, default=HERE / "faces.zip")
     args = parser.parse_args()
     if args.faces < 1:
         parser.error("--faces must be at least 1")
