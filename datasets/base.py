@@ -1,8 +1,10 @@
-"""What every dataset hands on: a table of image files with target and protected labels."""
+"""What every dataset hands on: a table of image files, or of arrays in memory, with target and
+protected labels."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections import defaultdict
@@ -10,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,6 +21,9 @@ from utils.errors import UserError, is_systems
 from utils.files import write_atomic
 from utils.metrics import CELLS
 
+if TYPE_CHECKING:
+    from typing import Self
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # not EPS, whose decoder starts a program
 MAX_PIXELS = 50_000_000  # a few kB of PNG can claim more; no face photograph is this large
 DAMAGED = ("missing", "empty", "unreadable")  # kinds of bad images; empty: of zero bytes
@@ -25,12 +31,49 @@ UNFIT = f"too large (over {MAX_PIXELS // 10**6} million pixels) or animated"
 READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
 
 
-@dataclass(frozen=True, eq=False)
-class ImageTable:
-    """Images with their labels, in a fixed order; a batch's index is a row of this table.
+class Table:
+    """Samples with their labels, in a fixed order; a batch's index is a row of this table.
 
-    name: where the rows come from, for messages. paths: N absolute file names.
-    y: int64 [N], target label 0 or 1. a: int64 [N], protected label 0 or 1, -1 where unknown.
+    name: where the rows come from, for messages. y: int64 [N], target label 0 or 1. a: int64 [N],
+    protected label 0 or 1, -1 where unknown.
+    """
+
+    name: str
+    y: np.ndarray
+    a: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "y", np.asarray(self.y, dtype=np.int64).reshape(-1))
+        object.__setattr__(self, "a", np.asarray(self.a, dtype=np.int64).reshape(-1))
+        if not len(self) == len(self.y) == len(self.a):
+            raise ValueError(
+                f"{self.name}: {len(self)} samples, {len(self.y)} y and {len(self.a)} a labels"
+            )
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Self:
+        """The given rows (int [M]) in the given order."""
+        raise NotImplementedError
+
+    def withheld(self) -> Self:
+        """The same samples without protected labels: a = -1."""
+        return replace(self, a=np.full(len(self), -1))
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Samples per (y, a): always the four cells, (y, -1) only where it occurs."""
+        counts = dict.fromkeys(CELLS, 0)
+        cells, numbers = np.unique(np.stack([self.y, self.a]), axis=1, return_counts=True)
+        for (y, a), number in zip(cells.T.tolist(), numbers.tolist(), strict=True):
+            counts[y, a] = number
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable(Table):
+    """Image files with their labels. paths: N absolute file names; the rest as in Table.
+
     Raises ValueError where the three lengths differ.
     """
 
@@ -39,33 +82,60 @@ class ImageTable:
     y: np.ndarray
     a: np.ndarray
 
-    def __post_init__(self):
-        object.__setattr__(self, "y", np.asarray(self.y, dtype=np.int64).reshape(-1))
-        object.__setattr__(self, "a", np.asarray(self.a, dtype=np.int64).reshape(-1))
-        if not len(self.paths) == len(self.y) == len(self.a):
-            raise ValueError(
-                f"{self.name}: {len(self.paths)} paths, {len(self.y)} y and {len(self.a)} a labels"
-            )
-
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ImageTable:
-        """The given rows (int [M]) in the given order."""
         rows = np.asarray(rows, dtype=np.int64)
         return ImageTable(self.name, [self.paths[i] for i in rows], self.y[rows], self.a[rows])
 
-    def withheld(self) -> ImageTable:
-        """The same images without protected labels: a = -1."""
-        return replace(self, a=np.full(len(self), -1))
 
-    def counts(self) -> dict[tuple[int, int], int]:
-        """Images per (y, a), the four cells always among the keys, (y, -1) only where it occurs."""
-        counts = dict.fromkeys(CELLS, 0)
-        cells, numbers = np.unique(np.stack([self.y, self.a]), axis=1, return_counts=True)
-        for (y, a), number in zip(cells.T.tolist(), numbers.tolist(), strict=True):
-            counts[y, a] = number
-        return counts
+@dataclass(frozen=True, eq=False)
+class ArrayTable(Table):
+    """Samples in memory. x: float64 [N, D] or uint8 [N, C, H, W]; columns: the D features' names.
+
+    rows: int64 [N], where each stands in the whole data set, by default its row here. Raises
+    ValueError where lengths differ.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    a: np.ndarray
+    columns: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows = np.arange(len(self)) if self.rows is None else np.asarray(self.rows, np.int64)
+        object.__setattr__(self, "rows", rows)
+        if len(rows) != len(self):
+            raise ValueError(f"{self.name}: {len(self)} samples and {len(rows)} row numbers")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> ArrayTable:
+        rows = np.asarray(rows, dtype=np.int64)
+        return replace(
+            self, x=self.x[rows], y=self.y[rows], a=self.a[rows], rows=self.rows[rows]
+        )
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the contents."""
+        total = hashlib.sha256()
+        for part in (self.x, self.y, self.a):
+            total.update(np.ascontiguousarray(part).data)
+        return total.hexdigest()[:16]
+
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The columns of every categorical attribute, which are named "attribute=value"."""
+        found: dict[str, list[int]] = {}
+        for number, column in enumerate(self.columns):
+            attribute, equals, _ = column.partition("=")
+            if equals:
+                found.setdefault(attribute, []).append(number)
+        return tuple(map(tuple, found.values()))
 
 
 def concat(tables: Iterable[ImageTable], name: str) -> ImageTable:
@@ -85,20 +155,25 @@ def concat(tables: Iterable[ImageTable], name: str) -> ImageTable:
 class Splits:
     """Disjoint tables of one setting; val is None where no image is held out."""
 
-    train: ImageTable
-    val: ImageTable | None
-    test: ImageTable
+    train: Table
+    val: Table | None
+    test: Table
 
 
-def save_list(table: ImageTable, path: str | Path, root: str | Path | None = None) -> None:
-    """Write the rows as csv `file,y,a`, file relative to root (default: their common folder)."""
-    folders = {os.path.dirname(file) for file in table.paths}
-    root = os.path.abspath(root) if root else os.path.commonpath(folders) if folders else "."
+def save_list(table: Table, path: str | Path, root: str | Path | None = None) -> None:
+    """Write the rows as csv: `file,y,a`, file relative to root (default: their common folder), or,
+    of samples in memory, `row,y,a`, the row in the whole data set."""
+    if isinstance(table, ArrayTable):
+        head, names = "row", table.rows.tolist()
+    else:
+        folders = {os.path.dirname(file) for file in table.paths}
+        root = os.path.abspath(root) if root else os.path.commonpath(folders) if folders else "."
+        head = "file"
+        names = [Path(os.path.relpath(file, root)).as_posix() for file in table.paths]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "y", "a"))
-    for file, y, a in zip(table.paths, table.y.tolist(), table.a.tolist(), strict=True):
-        writer.writerow((Path(os.path.relpath(file, root)).as_posix(), y, a))
+    writer.writerow((head, "y", "a"))
+    writer.writerows(zip(names, table.y.tolist(), table.a.tolist(), strict=True))
     write_atomic(path, text.getvalue())
 
 
@@ -114,6 +189,17 @@ def check_pair(dataset: str, attributes: tuple[str, str], target: str, protected
         raise UserError(
             f"{dataset}'s target and protected attribute are {' and '.join(attributes)}, "
             f"not {target} and {protected}; change --target and --protected"
+        )
+
+
+def check_fixed(
+    dataset: str, attributes: tuple[str, str], target: str, protected: str
+) -> None:
+    """Raise UserError unless target and protected are the only ones that the dataset has."""
+    if (target, protected) != attributes:
+        raise UserError(
+            f"{dataset}'s target is {attributes[0]} and its protected attribute {attributes[1]}, "
+            f"not {target} and {protected}; leave out --target and --protected"
         )
 
 

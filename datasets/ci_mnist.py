@@ -8,14 +8,13 @@ each part is biased alike, which gives the counts of the paper's Table 7.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from datasets.base import CELLS
+from datasets.base import CELLS, ArrayTable, Splits, check_fixed, check_val
 from utils.errors import UserError
 
 # bias -> percent of the odd and of the even digits that are kept, and of each that become red;
@@ -29,43 +28,16 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
          "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Digits:
-    """grey: uint8 [N, 28, 28], 0 background; y, a: int64 [N] in {0, 1}."""
-
-    name: str
-    grey: np.ndarray
-    y: np.ndarray
-    a: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def counts(self) -> dict[tuple[int, int], int]:
-        """Digits per cell (y, a)."""
-        return {(y, a): int(((self.y == y) & (self.a == a)).sum()) for y, a in CELLS}
-
-    def pixels(self) -> np.ndarray:
-        """Coloured digits, uint8 [N, 2352]: the red, the green, the blue channel of 784 each."""
-        red = (self.a == 1)[:, None, None]
-        full = np.uint8(255)
-        channels = [np.where(red, full, self.grey), self.grey, np.where(red, self.grey, full)]
-        return np.stack(channels, axis=1).reshape(len(self), -1)
-
-    def images(self) -> np.ndarray:
-        """Coloured digits, float32 [N, 3, 28, 28] in [0, 1], channels red, green, blue."""
-        ink = self.grey.astype(np.float32) / 255
-        red = (self.a == 1)[:, None, None]
-        return np.stack([np.where(red, 1, ink), ink, np.where(red, ink, 1)], axis=1)
+ATTRIBUTES = ("even", "red")  # the digit; its background
 
 
-@dataclass(frozen=True, eq=False)
-class DigitSplits:
-    """The three parts, of disjoint digits."""
+def coloured(grey: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """White digits on red (a = 1) or blue, uint8 [N, 3, 28, 28], channels red, green, blue.
 
-    train: Digits
-    val: Digits
-    test: Digits
+    grey: uint8 [N, 28, 28], 0 background; a: int64 [N] in {0, 1}.
+    """
+    red, full = (a == 1)[:, None, None], np.uint8(255)
+    return np.stack([np.where(red, full, grey), grey, np.where(red, grey, full)], axis=1)
 
 
 def cell_counts(odd: int, even: int, bias: str) -> dict[tuple[int, int], int]:
@@ -83,35 +55,43 @@ def cell_counts(odd: int, even: int, bias: str) -> dict[tuple[int, int], int]:
     return {cell: counts[cell] for cell in CELLS}
 
 
-def load(root: str | Path, bias: str, seed: int = 0) -> DigitSplits:
+def read(root: str | Path, bias: str, seed: int = 0) -> Splits:
     """CI-MNIST from the idx files (or their .gz) in root or root/MNIST/raw.
 
     bias: "size", "shift" or "class". Which digits are kept and which become red is drawn by seed;
-    a part keeps MNIST's order. Raises UserError for a missing or damaged file and another bias.
+    a part keeps MNIST's order, and `rows` are those of its file. Raises UserError for a missing or
+    damaged file and another bias.
     """
     cell_counts(0, 0, bias)
-    train_x, train_y, test_x, test_y = (_read(Path(root), name) for name in FILES)
+    root = Path(root)
+    train_x, train_y, test_x, test_y = (_read(root, name) for name in FILES)
     for images, labels, what in ((train_x, train_y, "train"), (test_x, test_y, "t10k")):
         if len(images) != len(labels) or (len(labels) and labels.max() > 9):
             raise UserError(f"the {what} files in {root} do not belong together: copy them again")
     cut = len(train_y) * 5 // 6
     parts = {"train": (train_x[:cut], train_y[:cut]), "val": (train_x[cut:], train_y[cut:]),
              "test": (test_x, test_y)}  # fmt: skip
-    return DigitSplits(*(
+    return Splits(*(
         _biased(f"ci_mnist {bias} {part}", *pair, bias, np.random.default_rng([seed, number]))
         for number, (part, pair) in enumerate(parts.items())
     ))
 
 
-def digest(root: str | Path) -> str:
-    """Sixteen hexadecimal digits of all four files' contents; raises UserError as `load`."""
-    total = hashlib.sha256()
-    for name in FILES:
-        total.update(_read(Path(root), name).tobytes())
-    return total.hexdigest()[:16]
+def load(
+    bias: str, root: str | Path, target: str, protected: str, *, seed: int = 0,
+    val: str = "official",
+) -> Splits:
+    """`read` as an entry of DATASETS. Raises UserError for other names than ATTRIBUTES, another
+    `val`, and as `read` does."""
+    check_val(val)
+    check_fixed("CI-MNIST", ATTRIBUTES, target, protected)
+    parts = read(root, bias, seed)
+    return parts if val == "official" else replace(parts, val=None)
 
 
-def _biased(name: str, grey, digits, bias: str, generator: np.random.Generator) -> Digits:
+def _biased(
+    name: str, grey: np.ndarray, digits: np.ndarray, bias: str, generator: np.random.Generator
+) -> ArrayTable:
     y = (digits % 2 == 0).astype(np.int64)
     counts = cell_counts(int((y == 0).sum()), int((y == 1).sum()), bias)
     a = np.full(len(y), -1)
@@ -119,8 +99,9 @@ def _biased(name: str, grey, digits, bias: str, generator: np.random.Generator) 
         order = generator.permutation(np.flatnonzero(y == label))
         red, blue = counts[label, 1], counts[label, 0]
         a[order[:red]], a[order[red : red + blue]] = 1, 0
-    kept = a >= 0
-    return Digits(name, grey[kept], y[kept], a[kept])
+    kept = np.flatnonzero(a >= 0)
+    y, a = y[kept], a[kept]
+    return ArrayTable(name, coloured(grey[kept], a), y, a, rows=kept)
 
 
 def _read(root: Path, name: str) -> np.ndarray:

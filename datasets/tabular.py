@@ -1,25 +1,31 @@
 """Adult, German and COMPAS from the committed raw files (datasets/tabular/README.md), for FairIF.
 
-`load` gives the rows whose (y, a) counts are those of FairIF's Table 8, `split` a seeded 70/10/20
-split whose features are standardised by the training part.
+`read` gives the rows whose (y, a) counts are those of FairIF's Table 8, `split` a seeded 70/10/20
+split whose features are standardised by the training part; `load` is an entry of DATASETS.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import lzma
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS
+from datasets.base import ArrayTable, Splits, check_fixed, check_val
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent / "tabular"
+ATTRIBUTES = {  # name -> what is learned (y), what to be fair about (a)
+    "adult": ("income", "sex"),  # above 50,000 dollars a year; male
+    "german": ("credit", "sex"),  # bad credit; male
+    "compas": ("recidivism", "race"),  # within two years; White
+}
 FRACTIONS = (0.7, 0.1, 0.2)  # train, validation, test; the paper's own splits cannot be recovered
 SHA256 = {  # of the unpacked files
     "adult/adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
@@ -28,49 +34,6 @@ SHA256 = {  # of the unpacked files
     "compas/compas-scores-two-years.csv":
         "a5e5c34bfd2d1f065bb12a44c0323421baf74b98b97d585915a0c2e1513ecaba",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows of features with labels.
-
-    x: float64 [N, D], D named columns. y, a: int64 [N] in {0, 1}, target and protected label.
-    """
-
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    a: np.ndarray
-    columns: list[str]
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def take(self, rows: np.ndarray) -> Table:
-        """The given rows (int [M]) in the given order."""
-        return Table(self.name, self.x[rows], self.y[rows], self.a[rows], self.columns)
-
-    def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """The columns of every categorical attribute, which are named "attribute=value"."""
-        names = [column.partition("=") for column in self.columns]
-        found: dict[str, list[int]] = {}
-        for number, (attribute, equals, _) in enumerate(names):
-            if equals:
-                found.setdefault(attribute, []).append(number)
-        return tuple(map(tuple, found.values()))
-
-    def counts(self) -> dict[tuple[int, int], int]:
-        """Rows per cell (y, a)."""
-        return {(y, a): int(((self.y == y) & (self.a == a)).sum()) for y, a in CELLS}
-
-
-@dataclass(frozen=True, eq=False)
-class TableSplits:
-    """Disjoint tables that together hold every row, features standardised by `train`."""
-
-    train: Table
-    val: Table
-    test: Table
 
 
 def raw(file: str, root: Path = ROOT) -> str:
@@ -91,7 +54,7 @@ def raw(file: str, root: Path = ROOT) -> str:
     return data.decode()
 
 
-def load(name: str, root: Path = ROOT) -> Table:
+def read(name: str, root: Path = ROOT) -> ArrayTable:
     """All rows of "adult", "german" or "compas", features not yet standardised.
 
     Raises UserError for another name and as `raw` does.
@@ -99,13 +62,13 @@ def load(name: str, root: Path = ROOT) -> Table:
     if name not in TABLES:
         raise UserError(f"there is no tabular dataset {name}; choose from {', '.join(TABLES)}")
     frame, y, a = TABLES[name](root)
-    return Table(
+    return ArrayTable(
         name, frame.to_numpy(np.float64), y.to_numpy(np.int64), a.to_numpy(np.int64),
-        list(frame.columns),
+        tuple(frame.columns),
     )
 
 
-def split(table: Table, seed: int) -> TableSplits:
+def split(table: ArrayTable, seed: int) -> Splits:
     """Shuffle the rows by `seed`, cut them 70/10/20, standardise by the training part.
 
     Every feature is shifted and scaled to mean 0 and standard deviation 1 (population) over the
@@ -118,10 +81,25 @@ def split(table: Table, seed: int) -> TableSplits:
     mean, spread = parts[0].x.mean(axis=0), parts[0].x.std(axis=0)
     constant = np.ptp(parts[0].x, axis=0) == 0  # the rounded deviation of a constant may not be 0
     scale = np.where(constant, 0.0, 1 / np.where(constant, 1.0, spread))
-    return TableSplits(
-        *(Table(part.name, (part.x - mean) * scale, part.y, part.a, part.columns)
-          for part in parts)
-    )
+    return Splits(*(replace(part, x=(part.x - mean) * scale) for part in parts))
+
+
+def load(
+    name: str, root: str | Path, target: str, protected: str, *, seed: int = 0,
+    val: str = "official",
+) -> Splits:
+    """The 70/10/20 split of a data set of TABLES that `seed` draws; without `val` the validation
+    rows are left out. root is not read: the raw files are committed. Raises UserError for other
+    attributes than ATTRIBUTES, another `val`, and as `raw` does."""
+    check_val(val)
+    check_fixed(name, ATTRIBUTES[name], target, protected)
+    parts = split(_read_once(name), seed)
+    return parts if val == "official" else replace(parts, val=None)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(name: str) -> ArrayTable:
+    return read(name)
 
 
 def _adult(root: Path) -> tuple[pd.DataFrame, pd.Series, pd.Series]:

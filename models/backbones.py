@@ -1,15 +1,73 @@
-"""Classifiers with one logit, and the named blocks that block-wise strategies speak of."""
+"""Classifiers with one logit, by name: `build(name, pretrained, shape)`.
+
+The four small ones are the networks of FairIF's Tables 1 to 4 (appendix F). The paper gives the
+MLP's hidden width, the size and number of the CNN's filters' layers (two, 5x5) and LeNet's (three).
+The rest is textbook: the CNN has the widths of the MNIST example of PyTorch (10 and 20 channels,
+then 50), without its dropout; LeNet is LeNet-5 (6, 16 and 120 channels of 5x5, then 84) with
+rectified linear units and max pooling.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError, reason
+
+Shape = tuple[int, ...]  # of one sample: (D,) features or an image's (3, H, W)
+DIGIT = (3, 28, 28)
+
+
+class Numbers(nn.Module):
+    """x [B, ...] in the network's own type, whatever a table holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.like.dtype)
+
+
+def _logistic(shape: Shape) -> nn.Module:
+    """Logistic regression; [B, ...] of any shape -> logit [B, 1]. In float64: the fit must come to
+    rest at its minimum, and float32 rounds off the last of the way."""
+    linear = nn.Linear(math.prod(shape), 1)
+    return nn.Sequential(Numbers(), nn.Flatten(), linear).double()
+
+
+def _mlp(shape: Shape) -> nn.Module:
+    """One hidden layer of 64 rectified linear units; 150,657 parameters on digits."""
+    return nn.Sequential(
+        Numbers(), nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.ReLU(),
+        nn.Linear(64, 1),
+    )
+
+
+def _digit_cnn(shape: Shape) -> nn.Module:
+    """Two 5x5 convolutions, float [B, 3, 28, 28] -> logit [B, 1]; 21,881 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 5), nn.MaxPool2d(2), nn.ReLU(),  # [B, 10, 12, 12]
+        nn.Conv2d(10, 20, 5), nn.MaxPool2d(2), nn.ReLU(),  # [B, 20, 4, 4]
+        nn.Flatten(), nn.Linear(320, 50), nn.ReLU(), nn.Linear(50, 1),
+    )  # fmt: skip
+
+
+def _digit_lenet(shape: Shape) -> nn.Module:
+    """LeNet-5, float [B, 3, 28, 28] -> logit [B, 1]; 61,241 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),  # [B, 6, 14, 14]
+        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),  # [B, 16, 5, 5]
+        nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten(),  # [B, 120]
+        nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 1),
+    )  # fmt: skip
 
 
 def _resnet(name: str, hidden: int = 0):
@@ -45,12 +103,29 @@ def _vit_s32(weights: dict | None) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class Small:
+    """A network of random weights whose first layer depends on the `shape` of a sample. Called with
+    no weights it is the one for digits: its tensors have the same names for every shape."""
+
+    make: Callable[[Shape], nn.Module]
+    any_shape: bool
+
+    def __call__(self, weights: None) -> nn.Module:
+        return self.make(DIGIT)
+
+
+SMALL = {
+    "logistic": Small(_logistic, True), "mlp": Small(_mlp, True),
+    "digit_cnn": Small(_digit_cnn, False), "digit_lenet": Small(_digit_lenet, False),
+}
 RESNETS = ("resnet18", "resnet34", "resnet50")
 HIDDEN = "_h128"  # FairIF's networks: "the final layer's hidden dimension was set to 128"
 BACKBONES = {
     **{name: _resnet(name) for name in RESNETS},
     "vit_small_patch32": _vit_s32,
     **{name + HIDDEN: _resnet(name, 128) for name in RESNETS},
+    **SMALL,
 }
 VIT_WEIGHTS = "timm/vit_small_patch32_224.augreg_in21k_ft_in1k"
 
@@ -81,16 +156,22 @@ def _shortened(error: Exception) -> str:
     return line if len(line) < 200 else line[:200] + " ..."
 
 
-def build(name: str, pretrained: str = "none") -> nn.Module:
-    """A backbone mapping float [B, 3, H, W] to one logit [B, 1].
+def build(name: str, pretrained: str = "none", shape: Shape | None = None) -> nn.Module:
+    """A backbone mapping float [B, *shape] to one logit [B, 1].
 
     pretrained: "none" (random, from torch's seed), "imagenet" (torchvision's IMAGENET1K_V1, the
     release's choice, or timm's augreg_in21k_ft_in1k for the ViT; downloaded once), or a file with
-    the state dict of the ImageNet model. The last layer is always new.
-    Raises UserError where weights cannot be had or do not fit.
+    the state dict of the ImageNet model. The last layer is always new. shape: of one sample; None
+    is an image of any size. Raises UserError where weights cannot be had or do not fit, and where
+    the backbone does not take samples of that shape.
     """
     if name not in BACKBONES:
         raise UserError(f"--backbone {name} is unknown; choose from {', '.join(BACKBONES)}")
+    check_shape(name, shape)
+    if isinstance(BACKBONES[name], Small):
+        if pretrained != "none":
+            raise UserError(f"--pretrained {pretrained}: {name} starts from random weights (none)")
+        return BACKBONES[name].make(shape)
     if pretrained == "none":
         return BACKBONES[name](None)
     if pretrained == "imagenet":
@@ -104,6 +185,28 @@ def build(name: str, pretrained: str = "none") -> nn.Module:
             f"--pretrained {pretrained} does not fit {name} ({_shortened(error)}); give the state "
             f"dict of the ImageNet {name} or choose that file's --backbone"
         ) from None
+
+
+def check_shape(name: str, shape: Shape | None) -> None:
+    """Raise UserError where the backbone does not take samples of that shape."""
+    small = BACKBONES[name] if isinstance(BACKBONES[name], Small) else None
+    if small and (shape is None if small.any_shape else shape != DIGIT):
+        raise UserError(
+            f"--backbone {name} takes {_said(DIGIT)}, not {_said(shape)}: choose another"
+        )
+    if not small and shape is not None and len(shape) != 3:
+        fit = [name for name, network in SMALL.items() if network.any_shape]
+        raise UserError(
+            f"--backbone {name} takes images, not {_said(shape)}: choose {' or '.join(fit)}"
+        )
+
+
+def _said(shape: Shape | None) -> str:
+    if shape is None:
+        return "images of any size"
+    if len(shape) == 1:
+        return f"rows of {shape[0]} features"
+    return "images of " + "x".join(map(str, shape))
 
 
 def load_weights(path: Path, flag: str) -> dict:

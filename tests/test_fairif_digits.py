@@ -29,7 +29,7 @@ SETTINGS = Settings(Relaxation("sigmoid", 0.3), damping=0.1, steps=5)
 
 
 def rows(folder, settings=SETTINGS, network="mlp", seed=0):
-    parts = ci_mnist.load(SAMPLE, "size", seed)
+    parts = ci_mnist.read(SAMPLE, "size", seed)
     problem, test = digits.make_problem(parts, seed, network, Recipe(3, 32, 1e-3), settings)
     return digits.Rows(problem, test, folder, {"network": network}, {"damping": settings.damping})
 
@@ -55,9 +55,9 @@ def test_networks_take_bytes_and_end_in_a_linear_layer(build, parameters, featur
 
 
 def test_the_bytes_are_the_coloured_digits():
-    part = ci_mnist.load(SAMPLE, "shift", 1).train
-    seen = digit_mlp()[0](torch.from_numpy(part.pixels()))
-    assert np.allclose(seen.numpy(), part.images(), atol=1e-6)
+    part = ci_mnist.read(SAMPLE, "shift", 1).train
+    seen = digit_mlp()[0](torch.from_numpy(part.x.reshape(len(part), -1)))
+    assert np.allclose(seen.numpy(), part.x / 255, atol=1e-6)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ def test_domind_trains_each_head_on_its_own_domain_in_batches():
 
 
 def test_fairsmote_of_bytes_is_made_of_pixels_of_three_images():
-    part = ci_mnist.load(SAMPLE, "size").train
-    train = Samples(*map(torch.from_numpy, (part.pixels(), part.y, part.a)))
+    part = ci_mnist.read(SAMPLE, "size").train
+    train = Samples(*map(torch.from_numpy, (part.x.reshape(len(part), -1), part.y, part.a)))
     x, y, a = fairsmote.oversampled(Problem(train, train, digit_mlp, False, 0, 1, 0))
     counts = torch.bincount(group_index(y, a), minlength=4)
     assert x.dtype == torch.uint8 and (counts == counts[0]).all() and len(x) > len(train)

@@ -30,7 +30,7 @@ def test_the_rule_gives_the_papers_counts_of_all_70000_digits(bias):
 
 @pytest.mark.parametrize("bias", list(PAPER))
 def test_the_loader_keeps_to_the_rule_on_real_digits(bias):
-    splits = ci_mnist.load(SAMPLE, bias, seed=3)
+    splits = ci_mnist.read(SAMPLE, bias, seed=3)
     digits = np.frombuffer(
         gzip.decompress((SAMPLE / "train-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
     )
@@ -40,46 +40,49 @@ def test_the_loader_keeps_to_the_rule_on_real_digits(bias):
     if bias != "class":  # every digit is kept, in order
         assert np.array_equal(splits.train.y, (digits[:200] % 2 == 0).astype(int))
         assert len(splits.test) == 40
-    again, other = ci_mnist.load(SAMPLE, bias, seed=3), ci_mnist.load(SAMPLE, bias, seed=4)
+    again, other = ci_mnist.read(SAMPLE, bias, seed=3), ci_mnist.read(SAMPLE, bias, seed=4)
     assert np.array_equal(splits.train.a, again.train.a)
     assert not (len(splits.train) == len(other.train)
                 and np.array_equal(splits.train.a, other.train.a)
-                and np.array_equal(splits.train.grey, other.train.grey))
+                and np.array_equal(splits.train.rows, other.train.rows))
 
 
 def test_colours_are_red_and_blue_under_a_white_digit():
-    splits = ci_mnist.load(SAMPLE, "size")
-    images, part = splits.val.images(), splits.val
-    assert images.shape == (40, 3, 28, 28) and images.dtype == np.float32
-    corner, ink = images[:, :, 0, 0], part.grey == 255  # no digit reaches the corner
-    for a, colour in ((0, [0, 0, 1]), (1, [1, 0, 0])):
+    part = ci_mnist.read(SAMPLE, "size").val
+    grey = np.frombuffer(
+        gzip.decompress((SAMPLE / "train-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+    ).reshape(-1, 28, 28)[200:][part.rows]
+    assert part.x.shape == (40, 3, 28, 28) and part.x.dtype == np.uint8
+    assert np.array_equal(part.x[:, 1], grey)  # green is the digit alone
+    corner, ink = part.x[:, :, 0, 0], grey == 255  # no digit reaches the corner
+    for a, colour in ((0, [0, 0, 255]), (1, [255, 0, 0])):
         assert (corner[part.a == a] == colour).all()
-    assert (np.moveaxis(images, 1, -1)[ink] == 1).all() and ink.sum() == 63
+    assert (np.moveaxis(part.x, 1, -1)[ink] == 255).all() and ink.sum() == 63
 
 
 def test_missing_and_damaged_digits_stop(tmp_path):
     with pytest.raises(UserError, match="no train-images-idx3-ubyte .*download=True"):
-        ci_mnist.load(tmp_path, "size")
+        ci_mnist.read(tmp_path, "size")
     with pytest.raises(UserError, match="one of size, shift, class, not tilt"):
-        ci_mnist.load(SAMPLE, "tilt")
+        ci_mnist.read(SAMPLE, "tilt")
     raw = tmp_path / "MNIST" / "raw"  # where torchvision puts them, unpacked
     raw.mkdir(parents=True)
     for path in SAMPLE.glob("*.gz"):
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    assert len(ci_mnist.load(tmp_path, "size").train) == 200
+    assert len(ci_mnist.read(tmp_path, "size").train) == 200
     images = raw / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(UserError, match="not a whole idx file"):
-        ci_mnist.load(tmp_path, "size")
+        ci_mnist.read(tmp_path, "size")
     images.unlink()
     packed = raw / "train-images-idx3-ubyte.gz"
     packed.write_bytes((SAMPLE / packed.name).read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
-        ci_mnist.load(tmp_path, "size")
+        ci_mnist.read(tmp_path, "size")
     shutil.copy(SAMPLE / packed.name, packed)
     shutil.copy(raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte")
     with pytest.raises(UserError, match="do not belong together"):
-        ci_mnist.load(tmp_path, "size")
+        ci_mnist.read(tmp_path, "size")
 
 
 # --- FairFace ------------------------------------------------------------------------------------

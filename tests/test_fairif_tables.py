@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from datasets import tabular
+from datasets.base import ArrayTable
 from models.fairif import influence, tables
 from utils.errors import UserError
 from utils.files import write_json
@@ -20,7 +21,7 @@ def test_counts_are_the_papers():
         "compas": [1514, 1281, 1661, 822],
     }
     for name, counts in expected.items():
-        table = tabular.load(name)
+        table = tabular.read(name)
         assert list(table.counts().values()) == counts
         assert table.x.shape == (sum(counts), len(table.columns)) and np.isfinite(table.x).all()
         assert len(set(table.columns)) == len(table.columns)
@@ -29,10 +30,10 @@ def test_counts_are_the_papers():
 
 
 def test_splits_are_seeded_disjoint_and_standardised_on_train_only():
-    table = tabular.load("german")
+    table = tabular.read("german")
     rows = np.arange(len(table), dtype=float)[:, None]
-    marked = tabular.Table("german", np.hstack([table.x, rows]), table.y, table.a,
-                           [*table.columns, "row"])
+    marked = ArrayTable("german", np.hstack([table.x, rows]), table.y, table.a,
+                           (*table.columns, "row"))
     parts = tabular.split(marked, 3)
     sizes = [len(part) for part in (parts.train, parts.val, parts.test)]
     assert sizes == [700, 100, 200]
@@ -44,7 +45,7 @@ def test_splits_are_seeded_disjoint_and_standardised_on_train_only():
     assert np.array_equal(parts.test.y, table.y[order[800:]])
     assert np.array_equal(tabular.split(marked, 3).val.x, parts.val.x)
     assert not np.array_equal(tabular.split(marked, 4).val.x, parts.val.x)
-    constant = tabular.Table("c", np.full((10, 1), 0.1), table.y[:10], table.a[:10], ["c"])
+    constant = ArrayTable("c", np.full((10, 1), 0.1), table.y[:10], table.a[:10], ("c",))
     assert (tabular.split(constant, 0).test.x == 0).all()
 
 
@@ -52,18 +53,18 @@ def test_missing_damaged_and_altered_raw_files_stop(tmp_path):
     root = tmp_path / "tabular"
     shutil.copytree(tabular.ROOT / "german", root / "german")
     path = root / "german" / "german.data.xz"
-    assert len(tabular.load("german", root)) == 1000
+    assert len(tabular.read("german", root)) == 1000
     text = lzma.decompress(path.read_bytes())
     path.write_bytes(lzma.compress(text.replace(b" 1\n", b" 2\n", 1)))
     with pytest.raises(UserError, match="german.data.xz is not the published file"):
-        tabular.load("german", root)
+        tabular.read("german", root)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="german.data.xz"):
-        tabular.load("german", root)
+        tabular.read("german", root)
     with pytest.raises(UserError, match="adult.data.xz is missing"):
-        tabular.load("adult", root)
+        tabular.read("adult", root)
     with pytest.raises(UserError, match="choose from adult, german, compas"):
-        tabular.load("iris")
+        tabular.read("iris")
 
 
 def test_table_4_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
@@ -136,7 +137,7 @@ def test_inverse_and_product_reach_the_computation(flags, given, held, tmp_path,
 
 
 def test_the_columns_of_a_categorical_attribute_are_one_block():
-    table = tabular.load("german")
+    table = tabular.read("german")
     blocks = table.blocks()
     numeric = set(range(len(table.columns))) - {column for block in blocks for column in block}
     assert {table.columns[i] for i in numeric} == {

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.ci_mnist import Digits, DigitSplits
+from datasets.base import ArrayTable, Splits
 from models.fairif.baselines import BASELINES
 from models.fairif.baselines.influence import loss_gradient
 from models.fairif.fairif import Settings, reweight
@@ -42,7 +42,7 @@ CURVATURE = 10_000  # training digits, drawn by the seed, whose mean loss define
 
 
 def make_problem(
-    parts: DigitSplits, seed: int, network: str, recipe: Recipe, settings: Settings,
+    parts: Splits, seed: int, network: str, recipe: Recipe, settings: Settings,
     device: str = "cpu",
 ) -> tuple[Problem, Samples]:
     """(problem, test samples) on the device; settings get the seed, as do networks and draws."""
@@ -60,8 +60,8 @@ def make_problem(
     return problem, test
 
 
-def _samples(part: Digits, device: str) -> Samples:
-    arrays = part.pixels(), part.y, part.a
+def _samples(part: ArrayTable, device: str) -> Samples:
+    arrays = part.x.reshape(len(part), -1), part.y, part.a
     return Samples(*(torch.from_numpy(array).to(device) for array in arrays))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from datasets import tabular
+from datasets.base import ArrayTable
 from models.fairif.baselines import BASELINES
 from models.fairif.fairif import BLOCK, Settings, as_batches, fairif
 from models.fairif.influence import predict
@@ -36,7 +37,7 @@ NETWORKS = {
 }
 
 
-def make_problem(table: tabular.Table, seed: int, model: str, l2: float) -> tuple[Problem, Samples]:
+def make_problem(table: ArrayTable, seed: int, model: str, l2: float) -> tuple[Problem, Samples]:
     """(problem, test samples) of the split that `seed` draws; seed also is the networks'."""
     network, parts = NETWORKS[model], tabular.split(table, seed)
     train, val, test = (
@@ -56,7 +57,7 @@ def make_problem(table: tabular.Table, seed: int, model: str, l2: float) -> tupl
 
 
 def run_split(
-    table: tabular.Table,
+    table: ArrayTable,
     seed: int,
     l2: float,
     settings: Settings,

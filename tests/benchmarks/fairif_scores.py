@@ -61,7 +61,7 @@ def per_sample_gradients(model, x, y, vectors, block: int = 4096):
 
 
 def adult() -> None:
-    table = tabular.load("adult")
+    table = tabular.read("adult")
     val = tabular.split(table, 0).val
     spread = table.x.std(axis=0)
     x = torch.from_numpy((table.x - table.x.mean(axis=0)) / spread)
