@@ -4,227 +4,248 @@
         --synthetic-root data/synthetic --methods erm full_finetuning aim_fair --seeds 100 200 300
 
 Every seed of every method is one folder results/<setting>/<method>/seed<k>/; a finished one is
-not run again, an interrupted one goes on, one with other settings is refused by name.
+not run again, an interrupted one is resumed, one with other settings is refused by name.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from datasets import DATASETS
-from datasets.base import save_list
+from datasets.base import ImageTable, Splits, save_list
+from datasets.edits import load_edits
 from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
-from models import METHODS
+from models import CHOICES, METHODS
 from models.backbones import BACKBONES, parameter_names
-from models.debiasing.edits import load_edits
+from models.method import Method
 from models.selection import CRITERIA, resolve_k
-from utils import flags, launcher
+from utils import config as configuration
+from utils import launcher
 from utils.blocks import require_block
-from utils.engine import PREEMPTION, Recipe, accuracy, predictions, save_torch
+from utils.config import Config
+from utils.engine import accuracy, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
 from utils.events import events_of, require_tensorboard
 from utils.files import is_plain_name, remove_leftovers, write_atomic, write_json
-from utils.flags import FINETUNE_ONLY, NOT_RESULTS
 from utils.launcher import Task
 from utils.metrics import fairness_metrics, to_json
-from utils.options import ArgumentParser, check_compiler, check_device, parse_options
-from utils.reporting import plots, report, tables
+from utils.options import ArgumentParser, check_compiler, check_device, options_of
+from utils.preemption import PREEMPTION
+from utils.records import list_digest
+from utils.reporting import best, plots, report, tables
 from utils.reporting.paper import own_row
-from utils.runs import adopt, claim, exclusive, finish, list_digest, weights_digest
+from utils.run import Run, exclusive
 
-RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run folder holds
-DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs
+TAKEN = ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit")
 
 
 def parser() -> ArgumentParser:
-    return flags.parser(
-        __doc__.split("\n")[0], methods=METHODS, datasets=DATASETS, backbones=BACKBONES,
-        criteria=CRITERIA,
+    return configuration.parser(
+        __doc__.split("\n")[0], methods=[*METHODS, *CHOICES], datasets=DATASETS,
+        backbones=BACKBONES, criteria=CRITERIA,
     )
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def rows_of(config: Config) -> dict[str, type[Method]]:
+    """The methods to be run by name, a choice's candidates in its place, each once."""
+    names = [row for name in config.methods
+             for row in (CHOICES[name].rows if name in CHOICES else (name,))]
+    return {name: METHODS[name] for name in dict.fromkeys(names)}
+
+
+def check_flags(config: Config) -> None:
     """What argparse cannot see, before any data is read. Raises UserError."""
-    if args.name is not None and len(args.methods) > 1:
-        raise UserError("--name names one run: give a single method with --methods")
-    if args.paper_row is not None and len(args.methods) > 1:
-        raise UserError("--paper-row is one method's row: give a single one with --methods")
-    if args.set and len(args.methods) > 1:
-        raise UserError("--set speaks of one method's settings: give a single one with --methods")
-    for flag, parts in (("--setting", args.setting.split("/")), ("--name", [args.name or "run"])):
+    for flag, value, what in (("--name", config.name, "names one run"),
+                              ("--paper-row", config.paper_row, "is one method's row")):
+        if value is not None and (len(config.methods) > 1 or config.methods[0] in CHOICES):
+            raise UserError(f"{flag} {what}: give a single method with --methods")
+    for flag, parts in (("--setting", config.setting.split("/")),
+                        ("--name", [config.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
             raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
-    if args.name in ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit"):
-        raise UserError(f"--name '{args.name}' is taken or empty; choose another")
+    if config.name in TAKEN:
+        raise UserError(f"--name '{config.name}' is taken or empty; choose another")
     biased = {key: parser().get_default(key) for key in ("minority", "rule")}
-    if args.size is None and any(getattr(args, key) != value for key, value in biased.items()):
+    if config.size is None and any(getattr(config, k) != value for k, value in biased.items()):
         raise UserError("--size all takes the images as they are: leave out --minority and --rule")
-    launcher.check(args.launcher, args.slurm)
+    launcher.check(config.launcher, config.slurm)
     # a job has its own device, and decides for itself what is the default
-    check_device(args.device, here=args.launcher != "slurm")
-    if args.compile:
+    check_device(config.device, here=config.launcher != "slurm")
+    if config.compile:
         check_compiler()
     with torch.device("meta"):  # the names without the numbers
-        names = parameter_names(BACKBONES[args.backbone](None))
-    resolve_k(args.top_k, len(names))
-    for name in args.methods:
-        for block in getattr(METHODS[name], "blocks", ()):
-            require_block(block, names, f"--methods {name}: {args.backbone}")
-        if METHODS[name].uses_attributes == "validation" and args.val == "none":
+        names = parameter_names(BACKBONES[config.backbone](None))
+    for name, method in rows_of(config).items():
+        resolve_k(replace(config, **method.overrides).top_k, len(names))
+        for block in method.blocks:
+            require_block(block, names, f"--methods {name}: {config.backbone}")
+        if method.uses_attributes == "validation" and config.val == "none":
             raise UserError(
                 f"--val none: {name} needs validation images with group labels; use --val official"
             )
-    if args.tensorboard:
+    known = {*rows_of(config), *config.methods, config.name}
+    setting = config.results / config.setting
+    row = config.baseline
+    if row and row not in known and not (setting / row).exists():
+        raise UserError(f"--baseline {row} is no row of this table: name one of "
+                        f"{', '.join(sorted(filter(None, known)))}")
+    if config.tensorboard:
         require_tensorboard()
-    if args.paper_table is not None:
-        own = [own_row(args.paper_table, getattr(METHODS[m], "paper_row", None))
-               for m in args.methods]
-        for row in filter(None, [args.paper_row] if args.paper_row else own):
-            try:
-                tables.paper_row(args.paper_table, row, args.dataset, args.target, args.protected)
-            except UserError as error:
-                raise UserError(f"--paper-table {args.paper_table}: {error}") from None
+    if config.paper_table is not None:
+        where = (config.dataset, config.target, config.protected)
+        try:  # an unknown table; a row that the paper does not have is none of ours alone
+            tables.paper_row(config.paper_table, config.paper_row or "", *where)
+        except UserError as error:
+            raise UserError(f"--paper-table {config.paper_table}: {error}") from None
 
 
-def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Derive from the flags: recipes, precision and the configuration a stage is known by."""
-    check_flags(args)
-    if args.precision == "auto":
-        args.precision = "bf16" if args.device.startswith("cuda") else "fp32"
-    config = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_RESULTS}
-    config["device"] = args.device.split(":")[0]
-    if args.compile:  # rounds otherwise; not named where it is off: older runs are still known
-        config["compile"] = True
-    if args.pretrained not in ("none", "imagenet"):
-        config["pretrained"] = weights_digest(Path(args.pretrained))
-    args.config = config
-    first = METHODS[args.methods[0]]
-    args.options = parse_options(args.set, args.methods[0], first.defaults, first.ranges)
-    args.pretrain_config = {k: v for k, v in config.items() if k not in FINETUNE_ONLY}
-    args.autocast = torch.bfloat16 if args.precision == "bf16" else None
-    common = {
-        "milestone": args.milestone, "gamma": args.gamma, "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-    }
-    args.pretrain = Recipe(args.pretrain_epochs, args.pretrain_lr, **common, ties="later")
-    args.finetune = Recipe(args.finetune_epochs, args.finetune_lr, **common, ties="earlier")
-    return args
+def complete(config: Config) -> Config:
+    """The configuration with device and precision decided. Raises UserError for wrong flags."""
+    if config.device == "auto":
+        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+    check_flags(config)
+    if config.precision == "auto":
+        on_gpu = config.device.startswith("cuda")
+        config = replace(config, precision="bf16" if on_gpu else "fp32")
+    return config
 
 
-def load_data(args: argparse.Namespace):
-    """Real splits and, where a method asks for it, the pool of generated images."""
-    splits = DATASETS[args.dataset](
-        args.data_root, args.target, args.protected, size=args.size, minority=args.minority,
-        rule=args.rule, seed=args.data_seed, val=args.val, test_size=args.test_size,
-    )
-    synthetic = None
-    if any(METHODS[name].needs_synthetic for name in args.methods):
-        if args.synthetic_root is None:
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a command runs: its configuration and methods, their options and the images."""
+
+    config: Config
+    methods: Mapping[str, type[Method]]
+    options: Mapping[str, dict]
+    splits: Splits
+    edited: ImageTable | None
+    digests: Mapping[str, str]
+
+    @functools.cache  # noqa: B019 - a command holds one experiment
+    def synthetic(self, prompt_set: str) -> tuple[ImageTable, str]:
+        """The synthetic images of a prompt set, and their digest."""
+        root = self.config.synthetic_root
+        if root is None:
             raise UserError(
                 "--synthetic-root is missing: generate images with "
                 "stable_diffusion/generation.sh and give their folder"
             )
-        synthetic = load_synthetic(
-            args.synthetic_root, args.target, args.protected, args.prompt_set
-        )
-    args.edited = None
-    if any(getattr(METHODS[name], "needs_edits", False) for name in args.methods):
-        if args.edits is None:
+        table = load_synthetic(root, self.config.target, self.config.protected, prompt_set)
+        return table, list_digest(table)
+
+    def data(self, method: type[Method], seed: int) -> Data:
+        """The images of one method and seed, with all labels."""
+        config, pool, digests = replace(self.config, **method.overrides), None, self.digests
+        if method.needs_synthetic():
+            pool, digest = self.synthetic(config.prompt_set)
+            digests = {**digests, "synthetic": digest}
+        return Data(self.splits, pool, config, seed, edited=self.edited, digests=digests)
+
+
+def prepare(argv: list[str]) -> Experiment:
+    """Flags, images and their sizes, all of it checked before the first hour of training."""
+    config = complete(configuration.config_of(vars(parser().parse_args(argv))))
+    PREEMPTION.install()
+    methods = rows_of(config)
+    options = options_of(config.set, methods)
+    splits = DATASETS[config.dataset](
+        config.data_root, config.target, config.protected, size=config.size,
+        minority=config.minority, rule=config.rule, seed=config.data_seed, val=config.val,
+        test_size=config.test_size,
+    )
+    edited = None
+    if any(method.needs_edits for method in methods.values()):
+        if config.edits is None:
             raise UserError(
                 "--edits is missing: edit the training images with python -m stable_diffusion.edit "
                 "and give their folder, or leave out the method that needs them"
             )
-        args.edited = load_edits(args.edits, splits.train)
-    args.digests = {
-        key: list_digest(table)
-        for key, table in (
-            ("real", splits.train), ("val", splits.val), ("test", splits.test),
-            ("synthetic", synthetic), ("edited", args.edited),
-        )
-        if table is not None
-    }
-    args.pretrain_config["val_list"] = args.digests.get("val")
-    return splits, synthetic
+        edited = load_edits(config.edits, splits.train)
+    tables_ = {"real": splits.train, "val": splits.val, "test": splits.test, "edited": edited}
+    digests = {key: list_digest(table) for key, table in tables_.items() if table is not None}
+    experiment = Experiment(config, methods, options, splits, edited, digests)
+    for seed in config.seeds:
+        for method in methods.values():
+            for table in method.tables(experiment.data(method, seed)).values():
+                if len(table) < config.batch_size:
+                    raise UserError(
+                        f"{table.name} gives {len(table)} images, fewer than a batch: lower "
+                        f"--batch-size {config.batch_size} or raise --size or --synthetic-ratio"
+                    )
+    return experiment
 
 
-def check_sizes(datas: list[Data], args: argparse.Namespace) -> None:
-    """Too few images, for a cell or for a batch, is said before the first hour of training."""
-    for data in datas:
-        used = [METHODS[name].tables(data).values() for name in args.methods]
-        for table in (table for tables_used in used for table in tables_used):
-            if len(table) < args.batch_size:
-                raise UserError(
-                    f"{table.name} gives {len(table)} images, fewer than a batch: lower "
-                    f"--batch-size {args.batch_size} or raise --size or --synthetic-ratio"
-                )
+def make_run(experiment: Experiment, name: str, seed: int) -> Run:
+    """One method and seed, with the labels that the method may see."""
+    config, method = experiment.config, experiment.methods[name]
+    data = experiment.data(method, seed)
+    own, options = data.config, {**method.defaults, **experiment.options[name]}
+    lists = {f"{key}_list": data.digests.get(key) for key in ("real", "val", "test")}
+    if method.needs_synthetic():
+        lists["synthetic_list"] = data.digests["synthetic"]
+    if method.needs_edits:
+        lists["edited_list"] = data.digests["edited"]
+    row = config.paper_row or own_row(config.paper_table, method.paper_row)
+    notes = {"uses_attributes": method.uses_attributes}
+    if config.paper_table:
+        notes |= {"paper_table": config.paper_table, "paper_row": row}
+    changed = [key for key, value in options.items() if value != method.defaults[key]]
+    if changed:
+        notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
+    identity = own.identity(finetune=method.needs_synthetic())
+    return Run(
+        config.results / config.setting / (config.name or name) / f"seed{seed}", own,
+        data.seen_by(method.uses_attributes), seed,
+        # a setting's sub-settings share its pre-trained models
+        config.results / config.setting.split("/")[0] / "shared", options,
+        {**identity, **lists, **options, "method": name, "seed": seed}, notes,
+    )
 
 
-def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
-    """One method and seed, from its configuration to `done`."""
-    method = METHODS[name]
-    top = args.results / args.setting.split("/")[0]  # its sub-settings share pre-trained models
-    folder = args.results / args.setting / (args.name or name) / f"seed{seed}"
-    keys = args.config if method.needs_synthetic else args.pretrain_config
-    lists = {f"{key}_list": args.digests.get(key) for key in ("real", "val", "test")}
-    if method.needs_synthetic:
-        lists["synthetic_list"] = args.digests["synthetic"]
-    if getattr(method, "needs_edits", False):
-        lists["edited_list"] = args.digests["edited"]
-    config = {**keys, **lists, **method.defaults, **args.options, "method": name, "seed": seed}
-    board = args.results / args.setting / "tensorboard" / folder.parent.name / folder.name
-    with (
-        exclusive(folder, PREEMPTION.check),
-        events_of(folder, board if args.tensorboard else None),
-    ):
-        row = args.paper_row or own_row(args.paper_table, getattr(method, "paper_row", None))
-        notes = {"uses_attributes": method.uses_attributes}
-        if args.paper_table:
-            notes |= {"paper_table": args.paper_table, "paper_row": row}
-        changed = [key for key, value in args.options.items() if value != method.defaults[key]]
-        if changed:
-            notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
-        done = claim(folder, config, notes)
-        if done and all((folder / file).exists() for file in RESULTS):
-            finish(folder, DROPPED)
+def execute(run: Run, method: type[Method], data: Data) -> None:
+    """One run, from its configuration to `done`. data: with all labels, for the test."""
+    config, folder = run.config, run.folder
+    board = config.results / config.setting / "tensorboard" / folder.parent.name / folder.name
+    with run.open() as finished, events_of(run, board if config.tensorboard else None):
+        if finished:
+            run.finish()
             print(f"{folder}: finished, reused", flush=True)
             return
-        if twin := adopt(folder, top, DROPPED, RESULTS):
+        if twin := run.adopt(run.shared.parent):
             print(f"{folder}: the same as {twin}, copied", flush=True)
             return
         began = time.monotonic()
-        tables_used = method.tables(data)
-        for table in filter(None, (data.val, data.test, *tables_used.values())):
+        used = method.tables(run.data)
+        for table in filter(None, (data.val, data.test, *used.values())):
             # an image that cannot be decoded stops here
-            open_store(table, args.store_dir, pools=data.pools)
-        for list_name, table in tables_used.items():
-            save_list(table, folder / f"{list_name}.csv")
-        seen = data.seen_by(method.uses_attributes)
-        trained, log, _ = method.run(seen, args, seed, folder, top / "shared")
-        write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+            open_store(table, config.store_dir, pools=data.pools)
+        for name, table in method.tables(data).items():
+            save_list(table, folder / f"{name}.csv")
+        trained = method.run(run)
+        write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in run.log))
         validation = None
         if data.val is not None:
             validation = {"acc": accuracy(trained, data.loader(data.val, train=False))}
         test = data.loader(data.test, train=False)  # read once, after everything was chosen
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
-            "test": to_json(metrics),
-            "validation": validation,
-            "selected_epoch": log[-1]["kept"],
+            "test": to_json(metrics), "validation": validation,
+            "selected_epoch": run.log[-1]["kept"],
         })
         save_torch(folder / "classifier.pt", {
-            "model": trained.model.state_dict(), "backbone": args.backbone,
-            "target": args.target, "image_size": args.image_size,
+            "model": trained.model.state_dict(), "backbone": config.backbone,
+            "target": config.target, "image_size": config.image_size,
         })
-        finish(folder, DROPPED)
+        run.finish()
         print(
             f"{folder}: ACC {metrics['acc']:.2%}  WST {metrics['wst']:.2%}  worst-case EO "
             f"{metrics['eo_worst']:.2%}  ({time.monotonic() - began:.0f} s)",
@@ -232,68 +253,64 @@ def run(name: str, data: Data, args: argparse.Namespace, seed: int) -> None:
         )
 
 
-def tasks(args: argparse.Namespace, argv: list[str]) -> tuple[list[Task], Task]:
-    """Every method and seed as a task of its own, and the task that then writes the tables."""
-    plain = [*argv, "--launcher", "none", "--slurm"]  # of two values of a flag the later one holds
-    # one method's seeds first: each pre-trains a model, for which the other methods would wait
-    return [
-        Task("train", "train_only", [*plain, "--methods", name, "--seeds", str(seed)])
-        for name in args.methods for seed in args.seeds
-    ], Task("train", "main", plain)
+def write_tables(experiment: Experiment) -> None:
+    """Choices, table, figures, contact sheets and report of the setting's saved runs."""
+    config = experiment.config
+    setting = config.results / config.setting
+    with exclusive(setting, PREEMPTION.check):
+        for pictures in ("figures", "contact_sheets"):
+            remove_leftovers(setting / pictures)
+        for name in config.methods:
+            if name in CHOICES:
+                choice = CHOICES[name]
+                best.write_best(setting, list(choice.rows), name,
+                                own_row(config.paper_table, choice.paper_row))
+        print(tables.write_summary(setting, baseline=config.baseline, latex=True))
+        plots.draw_all(setting, (), experiment.splits.train)
+        pool = None
+        if any(method.needs_synthetic() for method in experiment.methods.values()):
+            pool, _ = experiment.synthetic(config.prompt_set)
+        report.write_contact_sheets(setting, {"real": experiment.splits.train, "generated": pool})
+        print(report.write_report(setting))
 
 
-def launch(args: argparse.Namespace, runs: list[Task], last: Callable[[], None]) -> None:
-    """Runs as jobs, with --launcher local until they have ended; `last` is SLURM's last job."""
-    folder = args.results / args.setting / "submitit"
-    jobs = launcher.submit(args.launcher, args.slurm, runs, last, folder, args.setting)
-    if args.launcher == "local":
-        launcher.wait(jobs)
-    else:
-        print(f"{len(runs)} runs submitted, tables to follow by job {jobs[-1].job_id}; logs "
-              f"are in {folder}")
+def in_jobs(
+    config: Config, methods: Mapping[str, type[Method]], argv: list[str]
+) -> list[list[str]]:
+    """The command lines of its runs: every method and seed, one method's seeds first, as each
+    pre-trains a model for which the other methods would wait."""
+    plain = [*argv, "--launcher", "none", "--slurm", "--jobs", "1", "--no-tables"]
+    return [[*plain, "--methods", name, "--seeds", str(seed), *_own(config, name)]
+            for name in methods for seed in config.seeds]
 
 
-def prepare(argv: list[str]) -> tuple:
-    """(flags, real splits, generated images or None, the data of each seed), all of it checked."""
-    args = complete(parser().parse_args(argv))
-    PREEMPTION.install()
-    splits, synthetic = load_data(args)
-    datas = [Data(splits, synthetic, args, seed) for seed in args.seeds]
-    check_sizes(datas, args)
-    return args, splits, synthetic, datas
-
-
-def train_all(args: argparse.Namespace, datas: list[Data]) -> None:
-    for data in datas:
-        for name in args.methods:
-            PREEMPTION.check()
-            run(name, data, args, data.seed)
-
-
-@exit_cleanly
-def train_only(argv: list[str]) -> None:
-    """The command without its tables: what a job does."""
-    args, _, _, datas = prepare(argv)
-    train_all(args, datas)
+def _own(config: Config, name: str) -> list[str]:
+    """--set of one method alone."""
+    if not config.set:
+        return []
+    single = len(rows_of(config)) == 1
+    return ["--set", *(pair for pair in config.set if single or pair.startswith(f"{name}."))]
 
 
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    args, splits, synthetic, datas = prepare(argv)
-    if args.launcher != "none":
-        launch(args, *tasks(args, argv))
-        if args.launcher == "slurm":
-            return  # its last job does what follows
-    train_all(args, datas)
-    setting = args.results / args.setting
-    with exclusive(setting, PREEMPTION.check):
-        for pictures in ("figures", "contact_sheets"):
-            remove_leftovers(setting / pictures)
-        print(tables.write_summary(setting))
-        plots.draw_all(setting, (), splits.train)
-        report.write_contact_sheets(setting, {"real": splits.train, "generated": synthetic})
-        print(report.write_report(setting))
+    experiment = prepare(argv)
+    config = experiment.config
+    runs = in_jobs(config, experiment.methods, argv)
+    if config.launcher != "none":
+        last = Task("train", "main", [*argv, "--launcher", "none", "--slurm"])
+        tasks = [Task("train", "main", run) for run in runs]
+        if launcher.launch(config, tasks, last):
+            return  # SLURM's last job does what follows
+    elif config.jobs > 1:
+        launcher.in_parallel([[sys.executable, __file__, *run] for run in runs], config.jobs)
+    for seed in config.seeds:
+        for name, method in experiment.methods.items():
+            PREEMPTION.check()
+            execute(make_run(experiment, name, seed), method, experiment.data(method, seed))
+    if not config.no_tables:
+        write_tables(experiment)
 
 
 if __name__ == "__main__":

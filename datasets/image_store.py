@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from datasets.base import ImageTable, named
 from datasets.decoding import decode, header_size
-from utils.engine import PREEMPTION
 from utils.errors import UserError
 from utils.files import atomic_path, lock, remove_leftovers, reserve, write_at
+from utils.preemption import PREEMPTION
 
 VERSION = 1  # raise it whenever decoding changes: older stores are then not read
 DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"

@@ -41,7 +41,7 @@ _RESIDENT: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """One epoch, row by row in the order it is delivered: all that its batches depend on."""
 
     rows: np.ndarray  # int64 [M], rows of the table
@@ -136,7 +136,7 @@ class Loader:
 
         images: [B, image_size, image_size, 3], float32 in [-1, 1] or, not normalised, uint8.
         """
-        plan = self._plan(k)
+        plan = self.plan(k)
 
         def prepare(span: slice) -> tuple[np.ndarray, ...]:
             rows = plan.rows[span]
@@ -155,15 +155,15 @@ class Loader:
         size = self.batch_size
         return [slice(i * size, min((i + 1) * size, len(self.table))) for i in range(len(self))]
 
-    def _plan(self, k: int) -> _Plan:
+    def plan(self, k: int) -> Plan:
         if not self.train:
             rows = np.arange(len(self.table))
             whole = np.concatenate([np.zeros_like(self.store.sizes), self.store.sizes], axis=1)
-            return _Plan(rows, whole, np.zeros(len(rows), bool))
+            return Plan(rows, whole, np.zeros(len(rows), bool))
         rows = shuffled(self.seed, k, len(self.table))
         height, width = self.store.sizes[rows].T
         boxes = crop_boxes(self.seed, k, rows, height, width, self.min_crop)
-        return _Plan(rows, boxes, flip_mask(self.seed, k, rows))
+        return Plan(rows, boxes, flip_mask(self.seed, k, rows))
 
     def _has_room(self) -> bool:
         if self.device.type != "cuda":
@@ -175,7 +175,7 @@ class Loader:
 
         A batch with several native sizes is resampled size by size and put back in its order.
         """
-        plan, (resident, rows) = self._plan(k), self._resident
+        plan, (resident, rows) = self.plan(k), self._resident
         group = self.store.group[plan.rows]
         batch = np.arange(len(plan.rows)) // self.batch_size
         order = np.lexsort((group, batch))  # stable: within each batch, by native size

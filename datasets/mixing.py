@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 
 from datasets.base import CELLS, ImageTable, Splits, concat
@@ -18,9 +19,16 @@ class Data:
     from the same images in the real set's pattern (overlap allowed), as in the release.
     """
 
-    def __init__(self, splits: Splits, synthetic: ImageTable | None, settings, seed: int):
+    def __init__(
+        self, splits: Splits, synthetic: ImageTable | None, config, seed: int, *,
+        edited: ImageTable | None = None, digests: Mapping[str, str] | None = None,
+    ):
+        """config: the flags of the data and the loader (utils.config.Config). edited: edits of the
+        training images (datasets/edits.py). digests: of the lists, by "real", "val", "test",
+        "synthetic" and "edited" (utils.records.list_digest)."""
         self.real, self.val, self.test = splits.train, splits.val, splits.test
-        self.pool, self.settings, self.seed = synthetic, settings, seed
+        self.pool, self.config, self.seed = synthetic, config, seed
+        self.edited, self.digests = edited, dict(digests or {})
 
     def seen_by(self, uses_attributes: str) -> Data:
         """The data with the real images' protected labels that "none", "validation" or "train"
@@ -35,7 +43,8 @@ class Data:
         if val is not None and uses_attributes == "none":
             val = val.withheld()
         splits = Splits(self.real.withheld(), val, self.test.withheld())
-        return Data(splits, self.pool, self.settings, self.seed)
+        return Data(splits, self.pool, self.config, self.seed, edited=self.edited,
+                    digests=self.digests)
 
     def _synthetic(self) -> ImageTable:
         if self.pool is None:
@@ -50,14 +59,14 @@ class Data:
     @cached_property
     def synthetic_balanced(self) -> ImageTable:
         """N_S = synthetic ratio * N_R / 4 images a cell (section 4.3)."""
-        size = round(self.settings.synthetic_ratio * len(self.real) / 4) * 4
+        size = round(self.config.synthetic_ratio * len(self.real) / 4) * 4
         return draw_cells(self._synthetic(), balanced_counts(size), self.seed)
 
     @cached_property
     def synthetic_biased(self) -> ImageTable:
         """--synthetic-biased-ratio images a real one (the paper: 1), by --synthetic-minority."""
-        size = round(self.settings.synthetic_biased_ratio * len(self.real))
-        counts = biased_counts(size, self.settings.synthetic_minority)
+        size = round(self.config.synthetic_biased_ratio * len(self.real))
+        counts = biased_counts(size, self.config.synthetic_minority)
         # Another stream than the balanced draw, or the two would share their first images.
         return draw_cells(self._synthetic(), counts, self.seed + 1_000_003)
 
@@ -95,9 +104,9 @@ class Data:
 
         attributes: with the protected labels of the table, as far as `seen_by` left them there.
         """
-        s = self.settings
+        c = self.config
         return Loader(
-            table, s.batch_size if train else s.eval_batch_size, image_size=s.image_size,
-            train=train, device=s.device, seed=self.seed, drop_last=train, attributes=attributes,
-            store_dir=s.store_dir, workers=s.workers, min_crop=s.min_crop, pools=self.pools,
+            table, c.batch_size if train else c.eval_batch_size, image_size=c.image_size,
+            train=train, device=c.device, seed=self.seed, drop_last=train, attributes=attributes,
+            store_dir=c.store_dir, workers=c.workers, min_crop=c.min_crop, pools=self.pools,
         )

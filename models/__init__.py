@@ -1,18 +1,21 @@
-"""The menu of methods: name -> an object with `uses_attributes`, `needs_synthetic`, `tables` and
-`run`, and with `defaults` and `ranges` of the hyper-parameters that `--set` may change.
+"""The menu of methods: name -> a subclass of models.method.Method.
 
-To add a comparison strategy, add a row to STRATEGIES in models/strategies.py; to add a method of
-its own, write one file with a subclass of Debiasing (models/debiasing/base.py) and add one line
-here or in its package's list.
+To add a comparison strategy or a variant, add a row to STRATEGIES in models/strategies.py; to add a
+method of its own, write one file with a subclass of Method and add one line here or in its
+package's list.
 """
 
 from __future__ import annotations
 
 from models.debiasing import DEBIASING
 from models.fairif.images import IMAGE_BASELINES
-from models.fairif.method import FairIF, FairIFShuffled
+from models.fairif.method import SHARES, FairIF, FairIFShuffled
 from models.ltgc import LTGC
-from models.strategies import STRATEGIES
+from models.method import Method
+from models.strategies import CHOICES, STRATEGIES
 
-METHODS = {**STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF,
-           "fairif_shuffled": FairIFShuffled, **IMAGE_BASELINES}
+METHODS: dict[str, type[Method]] = {
+    **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, "fairif_shuffled": FairIFShuffled,
+    **SHARES, **IMAGE_BASELINES,
+}
+__all__ = ["CHOICES", "METHODS"]

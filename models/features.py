@@ -23,7 +23,7 @@ from datasets.loader import Loader
 from models import backbones
 from utils.errors import UserError
 from utils.files import atomic_path
-from utils.runs import list_digest, read_record
+from utils.records import list_digest, read_record
 
 # The flags of train.py that decide which images are tested on, as config.json holds them.
 TEST_FLAGS = ("dataset", "target", "protected", "size", "minority", "rule", "data_seed", "val",

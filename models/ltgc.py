@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.loader import send
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing
+from models.method import Batch, Method
+from utils.run import Run
 
 
 def mix_pairs(x: Tensor, y: Tensor, generated: Tensor, share: Tensor, order: Tensor) -> tuple:
@@ -29,7 +27,7 @@ def mix_pairs(x: Tensor, y: Tensor, generated: Tensor, share: Tensor, order: Ten
     return weight * x + (1 - weight) * x[partner], y[partner], share
 
 
-class LTGC(Debiasing):
+class LTGC(Method):
     """ERM on the real images and on mixtures of generated with real ones in the scarce cells.
 
     The training set is the real one filled up with generated images of the scarce cells (y, a)
@@ -43,7 +41,7 @@ class LTGC(Debiasing):
     """
 
     uses_attributes = "train"
-    needs_synthetic = True
+    training_set = "repaired"
     paper_row = "LTGC"
     defaults = {"alpha": 1.0, "generated_weight": 1.0}  # plain mix-up; neither is stated
     ranges = {"alpha": (1e-3, 1e3), "generated_weight": (0.0, 1e3)}
@@ -53,14 +51,10 @@ class LTGC(Debiasing):
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def tables(cls, data: Data) -> dict:
-        return {"train": data.real, "repaired": data.repaired}
+    def arguments(cls, run: Run) -> dict:
+        return {"real": len(run.data.real)}
 
-    @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        return {"real": len(data.real)}, data.repaired, []
-
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         alpha, weight = self.options["alpha"], self.options["generated_weight"]
         # Drawn on the CPU, whose generator the engine's checkpoints hold.
@@ -76,8 +70,4 @@ class LTGC(Debiasing):
                 for label in (y, partner_y)
             )
             own_weight = torch.where(generated, weight * share, share)
-            loss = (own_weight * own + (1 - share) * other).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+            return (own_weight * own + (1 - share) * other).mean()

@@ -1,16 +1,26 @@
 """The contract of a training method, and empirical risk minimisation, which every other extends.
 
-A method owns its networks and optimisers; the engine owns epochs, validation and checkpoints.
-To write one, override `setup` and `update` (see models/__init__.py for the menu).
+A method owns its networks and optimisers; the engine owns epochs, validation and checkpoints; the
+run (utils.run.Run) owns the folder. To write one, override `loss`, or `update` where one loss is
+not enough, and name what precedes the training in `stages` (see models/__init__.py for the menu).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from datasets.base import ImageTable
+from datasets.mixing import Data
+from models import backbones
+from utils.engine import fit
+from utils.run import Run
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
 
 
 def bce(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -19,21 +29,42 @@ def bce(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Method:
-    """ERM: SGD on the mean loss of a batch.
+    """ERM: SGD on the mean loss of a batch. Every entry of METHODS is a subclass.
 
-    uses_attributes says which protected labels the method may see: "none", "validation" or
-    "train"; the loader delivers -1 for the others. recipe: lr, momentum, weight_decay, milestone,
-    gamma, epochs (utils.engine.Recipe). frozen_batch_norm keeps running statistics as they are.
-    compiled: `network`, which steps and predictions call, is the model through torch.compile; what
-    needs torch.func or a gradient of a gradient calls the model itself.
+    Class attributes
+        stages: names of the class methods that `run` calls in turn, each with the run; the last
+            one returns the trained method.
+        uses_attributes: the protected labels of the real images that it may see, "none",
+            "validation" or "train"; the loader delivers -1 for the others.
+        training_set: the table of datasets.mixing.Data that it learns from; `sets`: further ones.
+        needs_edits: it learns from edited training images (--edits).
+        blocks: blocks that the backbone must have.
+        defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
+            value and (lowest, highest).
+        overrides: values of flags that make the row another one's variant.
+        paper_row: its name in the paper's tables.
+
+    recipe: utils.recipe.Recipe. options: hyper-parameters, complete. frozen_batch_norm keeps
+    running statistics as they are. compiled: `network`, which steps and predictions call, is the
+    model through torch.compile; what needs torch.func or a gradient of a gradient calls the model.
     """
 
-    uses_attributes = "none"
+    stages: ClassVar[tuple[str, ...]] = ("train",)
+    uses_attributes: ClassVar[str] = "none"
+    training_set: ClassVar[str] = "real"
+    sets: ClassVar[tuple[str, ...]] = ()
+    needs_edits: ClassVar[bool] = False
+    blocks: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, int | float]] = {}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    overrides: ClassVar[Mapping[str, Any]] = {}
+    paper_row: ClassVar[str | None] = None
 
     def __init__(
-        self, model: nn.Module, recipe, *, autocast=None, frozen_batch_norm=False, compiled=False
+        self, model: nn.Module, recipe, *, options: Mapping[str, Any] | None = None,
+        autocast=None, frozen_batch_norm=False, compiled=False,
     ):
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.options = model, recipe, options or {}
         self.network = model
         if compiled:
             torch.compiler.reset()  # a process trains more networks than it may hold compiled
@@ -43,20 +74,12 @@ class Method:
         self.frozen_batch_norm = frozen_batch_norm
         self.setup()
 
-    @classmethod
-    def tables(cls, data) -> dict:
-        """Its image tables (datasets.mixing.Data), by the name of their saved list."""
-        return {"train": data.real}
+    # --- one training ---------------------------------------------------------------------------
 
     def setup(self) -> None:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            parameters, lr=self.recipe.lr, momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay, fused=True,  # on a CPU, too: 13% of a step
-        )
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer, [self.recipe.milestone], gamma=self.recipe.gamma
-        )
+        """Make `optimizer` and `schedule`, and what else a step needs."""
+        self.optimizer = self.recipe.sgd([p for p in self.model.parameters() if p.requires_grad])
+        self.schedule = self.recipe.schedule(self.optimizer)
 
     def train_mode(self) -> None:
         self.model.train()
@@ -65,11 +88,15 @@ class Method:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        """One step on (index, x, y, a); returns the detached loss, on the device."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of (index, x, y, a), a scalar with its gradients' graph."""
         _, x, y, _ = batch
         with self.precision(x):
-            loss = bce(self.network, x, y)
+            return bce(self.network, x, y)
+
+    def update(self, batch: Batch) -> Tensor:
+        """One step on (index, x, y, a); returns the detached loss, on the device."""
+        loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -102,3 +129,90 @@ class Method:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    # --- a run ----------------------------------------------------------------------------------
+
+    @classmethod
+    def needs_synthetic(cls) -> bool:
+        """Whether it learns from synthetic images."""
+        return bool({cls.training_set, *cls.sets} - {"real"})
+
+    @classmethod
+    def tables(cls, data: Data) -> dict[str, ImageTable]:
+        """Its image tables, by the name of their saved list."""
+        own = [name for name in (cls.training_set, *cls.sets) if name != "real"]
+        edited = {"edited": data.edited} if cls.needs_edits else {}
+        return {"train": data.real, **{name: getattr(data, name) for name in own}, **edited}
+
+    @classmethod
+    def run(cls, run: Run) -> Method:
+        """Carry out the stages; the method with the best epoch's model, the epochs in run.log."""
+        for stage in cls.stages:
+            trained = getattr(cls, stage)(run)
+        return trained
+
+    @classmethod
+    def arguments(cls, run: Run) -> dict[str, Any]:
+        """Further arguments of __init__, from what the earlier stages left."""
+        return {}
+
+    @classmethod
+    def batches(cls, run: Run):
+        """The training's loader; protected labels for a method that declares "train"."""
+        table = getattr(run.data, cls.training_set)
+        return run.data.loader(table, train=True, attributes=cls.uses_attributes == "train")
+
+    @classmethod
+    def train(cls, run: Run) -> Method:
+        """The stage of a training from the backbone's initial weights."""
+        def make() -> Method:
+            arguments = cls.arguments(run)  # first: torch's seed is the model's
+            return cls(new_model(run), run.config.pretrain, options=run.options,
+                       autocast=run.config.autocast, compiled=run.config.compile, **arguments)
+
+        return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run))
+
+
+def new_model(run: Run, seed: int | None = None) -> nn.Module:
+    """The run's backbone at its initial weights, on its device; sets torch's seed."""
+    torch.manual_seed(run.seed if seed is None else seed)
+    model = backbones.build(run.config.backbone, run.config.pretrained)
+    return model.to(run.config.device, memory_format=torch.channels_last)
+
+
+def validation(run: Run):
+    """The loader of the validation images, without group labels; None without such images."""
+    return run.data.loader(run.data.val, train=False) if run.data.val is not None else None
+
+
+def fit_stage(run: Run, name: str, method, loader, *, choose: bool = True) -> Method:
+    """Train in the run's stage `name`; the method with the best epoch's model (last without
+    `choose`). method, loader: called for the method and its batches, once each."""
+    with run.stage(name, "model.pt", "log.jsonl") as stage:
+        trained = method()
+        if not stage.finished:
+            val = validation(run) if choose else None
+            fit(trained, loader(), val, stage.folder, name, run.observers)
+    weights = backbones.load_weights(stage.folder / "model.pt", "the best epoch")
+    trained.model.load_state_dict(weights)
+    run.add_log(stage.folder)
+    return trained
+
+
+def pretrained(run: Run) -> nn.Module:
+    """The ERM model of this setting and seed, trained once and shared."""
+    config = run.config.identity(finetune=False) | {
+        key: run.data.digests.get(key) for key in ("real", "val")
+    }
+    with run.shared_stage("pretrain", config, "model.pt", "log.jsonl") as stage:
+        model = new_model(run)
+        if not stage.finished:
+            method = Method(model, run.config.pretrain, autocast=run.config.autocast,
+                            compiled=run.config.compile)
+            fit(method, run.data.loader(run.data.real, train=True), validation(run), stage.folder,
+                "pretrain", run.observers)
+        model.load_state_dict(
+            backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
+        )
+        run.add_log(stage.folder)
+    return model

@@ -1,13 +1,26 @@
-"""Which parameter tensors to update: the selective mask of AIM-Fair (section 3.2)."""
+"""Which parameter tensors to update: AIM-Fair's selective mask (section 3.2) and the other rules.
+
+To add a rule, write a function and a `Rule` that says which gradients it needs; to make a row of
+it, one line in models/strategies.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.backbones import parameter_names
+from models.lora import is_adapter
+from models.method import bce
+from utils.blocks import OUTPUT_BLOCKS, block_of, require_block
 from utils.errors import UserError
+from utils.gradients import mean_gradients
+from utils.preemption import PREEMPTION
+from utils.run import Run
 
 Gradients = Mapping[str, Tensor]
 
@@ -96,3 +109,110 @@ def random_tensors(names: list[str], size: int, seed: int) -> set[str]:
         raise ValueError(f"size must be from 1 to {len(names)}, not {size}")
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     return {sorted(names)[i] for i in order[:size].tolist()}
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a row chooses the tensors it updates.
+
+    choose: called with the tensors' names in parameter order, the mean gradients at the pre-trained
+    weights by training set, the configuration and the run's seed; returns what mask.json holds,
+    {"tensors": {name: updated or not}, "criterion": the rule's name} and what else is worth
+    keeping. sets: the tables of datasets.mixing.Data over which it needs gradients. blocks: blocks
+    that the network must have.
+    """
+
+    choose: Callable[[list[str], Mapping[str, Gradients], Any, int], dict]
+    sets: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+    def mask(self, model: nn.Module, run: Run) -> dict:
+        """The mask of a pre-trained model. Raises UserError where none can be made."""
+        names, gradients = parameter_names(model), {}
+        for block in self.blocks:
+            require_block(block, names, "the network")
+        for name in self.sets:
+            loader = run.data.loader(getattr(run.data, name), train=True)
+            gradients[name] = mean_gradients(
+                model, loader.epoch(0), bce, count=len(loader), name=f"gradient, {name}",
+                autocast=run.config.autocast, check=PREEMPTION.check,
+            )
+        return self.choose(names, gradients, run.config, run.seed)
+
+
+def mask_of(names: list[str], chosen: Iterable[str], criterion: str, **more) -> dict:
+    """A mask that updates the `chosen` tensors."""
+    chosen = set(chosen)
+    return {"tensors": {name: name in chosen for name in names}, "criterion": criterion, **more}
+
+
+# Full fine-tuning.
+ALL = Rule(lambda names, *_: mask_of(names, names, "all"))
+
+# Linear probing: weight and bias of the last layer. The features still see batches in training
+# mode, so batch norm's running statistics follow the new images unless --batch-norm freeze.
+OUTPUT_LAYER = Rule(lambda names, *_: mask_of(
+    names, [n for n in names if block_of(n) in OUTPUT_BLOCKS], "output layer"))
+
+# LoRA's matrices and the last layer; the weights they are added to stay frozen.
+ADAPTERS = Rule(lambda names, *_: mask_of(
+    names, [n for n in names if is_adapter(n) or block_of(n) in OUTPUT_BLOCKS],
+    "adapters and output layer"))
+
+
+def random_share(share: float) -> Rule:
+    """Table 4's random selection: round(share * tensors) of them."""
+    return Rule(lambda names, _gradients, _config, seed: mask_of(
+        names, random_tensors(names, round(share * len(names)), seed), "random", share=share))
+
+
+def one_block(block: str, *, frozen: bool = False) -> Rule:
+    """Table 4's sub-tuning: one block is updated and nothing else, not even the last layer, or,
+    frozen, all but that block (Figure 2)."""
+    criterion = f"{'all but' if frozen else 'only'} {block}"
+    return Rule(lambda names, *_: mask_of(
+        names, [n for n in names if (block_of(n) == block) != frozen], criterion), blocks=(block,))
+
+
+REAL_AND_SYNTHETIC = ("real", "synthetic_biased", "synthetic_balanced")
+
+
+def _sensitive_to_bias(
+    names: list[str], gradients: Mapping[str, Gradients], config, seed: int
+) -> dict:
+    three = [gradients[name] for name in REAL_AND_SYNTHETIC]
+    k = resolve_k(config.top_k, len(names))
+    try:
+        chosen = select_tensors(*three, k, config.criterion)
+    except ValueError as error:
+        raise UserError(f"no mask: {error}; lower --pretrain-lr or look at the images") from None
+    if not chosen:
+        raise UserError(
+            f"the mask is empty: the two sets of {k} tensors share none; raise --top-k"
+        )
+    real, biased, balanced = three
+    return mask_of(
+        names, chosen, config.criterion, k=k,
+        delta1=differences(real, biased, config.criterion),
+        delta2=differences(biased, balanced, config.criterion),
+    )
+
+
+# AIM-Fair's mask: two rankings of three mean gradients.
+SENSITIVE_TO_BIAS = Rule(_sensitive_to_bias, REAL_AND_SYNTHETIC)
+
+
+def _random_of_same_size(
+    names: list[str], gradients: Mapping[str, Gradients], config, seed: int
+) -> dict:
+    size = sum(_sensitive_to_bias(names, gradients, config, seed)["tensors"].values())
+    chosen = random_tensors(names, size, seed)
+    return mask_of(names, chosen, "random, as many as AIM-Fair", size=size)
+
+
+# As many tensors as AIM-Fair selects with these settings and this seed, drawn at random: the
+# difference of the two rows is the rule's doing, not the amount's.
+RANDOM_OF_SAME_SIZE = Rule(_random_of_same_size, REAL_AND_SYNTHETIC)

@@ -1,177 +1,188 @@
 """Training strategies as rows: what they train on, from where, and which tensors.
 
-A row is (training set, start, tensors). "initial" starts from the backbone's weights with the
-pre-training recipe; "pretrained" starts from the ERM model of the same setting and seed, which all
-rows share, with the fine-tuning recipe.
+A row is (training set, start, tensors, paper row). "initial" starts from the backbone's weights
+with the pre-training recipe; "pretrained" starts from the ERM model of the same setting and seed,
+which all rows share, with the fine-tuning recipe. A variant is a row with other values of flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import torch
-
-from datasets.mixing import Data
-from models import backbones
 from models.finetune import freeze_all_but
 from models.lora import add_lora, merge_lora
-from models.method import Method
-from models.selectors import (
-    OneBlock,
-    Selector,
-    adapters,
-    every_tensor,
-    output_layer,
-    random_of_same_size,
+from models.method import Method, fit_stage, pretrained
+from models.selection import (
+    ADAPTERS,
+    ALL,
+    OUTPUT_LAYER,
+    RANDOM_OF_SAME_SIZE,
+    SENSITIVE_TO_BIAS,
+    Rule,
+    one_block,
     random_share,
-    sensitive_to_bias,
 )
 from utils.blocks import RESNET_BLOCKS
-from utils.engine import PREEMPTION, Recipe, fit
 from utils.files import write_json
-from utils.runs import claim, exclusive, fingerprint, finish, read_log, read_record
+from utils.records import read_record
+from utils.run import Run
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """One row of the comparison; `run` carries it out in a run folder and returns the method.
+class ERM(Method):
+    """The pre-trained model itself: every row of the setting and seed starts from it."""
 
-    uses_attributes: which protected labels of the REAL images the row needs ("none" or "train").
-    The generated images' labels are those of their prompts and are nobody's annotation.
+    stages = ("pretrain",)
+    paper_row = "Baseline (ERM)"
+
+    @classmethod
+    def pretrain(cls, run: Run) -> Method:
+        return cls(pretrained(run), run.config.pretrain, autocast=run.config.autocast)
+
+
+class FineTuning(Method):
+    """Some tensors of the ERM model trained on: `tensors` is the rule that selects them."""
+
+    stages = ("select", "finetune")
+    training_set = "synthetic_balanced"
+    tensors: ClassVar[Rule] = ALL
+
+    @classmethod
+    def starting_model(cls, run: Run):
+        """The pre-trained model, and what is added to it."""
+        return pretrained(run)
+
+    @classmethod
+    def select(cls, run: Run) -> None:
+        """mask.json: which tensors are updated."""
+        if not (run.folder / "mask.json").exists():
+            quiet = replace(run, log=[])  # the epochs are counted once, by `finetune`
+            write_json(run.folder / "mask.json", cls.tensors.mask(cls.starting_model(quiet), run))
+
+    @classmethod
+    def finetune(cls, run: Run) -> Method:
+        model = cls.starting_model(run)
+        mask = read_record(run.folder / "mask.json", "tensors")["tensors"]
+        freeze_all_but(model, {name for name, chosen in mask.items() if chosen})
+        return fit_stage(run, "finetune", lambda: cls(
+            model, run.config.finetune, options=run.options, autocast=run.config.autocast,
+            compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
+        ), lambda: cls.batches(run))
+
+
+class LoRA(FineTuning):
+    """Low-rank updates of the frozen weights (models/lora.py), merged into them at the end."""
+
+    tensors = ADAPTERS
+    paper_row = "LoRA"
+    # the paper gives neither; 8 and 8 are peft's defaults
+    defaults = {"rank": 8, "alpha": 8.0}
+    ranges = {"rank": (1, 2048), "alpha": (1e-6, 1e6)}
+
+    @classmethod
+    def starting_model(cls, run: Run):
+        model = pretrained(run)
+        add_lora(model, run.seed, **run.options)
+        return model
+
+    @classmethod
+    def finetune(cls, run: Run) -> Method:
+        trained = super().finetune(run)
+        merge_lora(trained.model)
+        return trained
+
+
+def row(
+    training_set: str, start: str, tensors: Rule = ALL, paper_row: str | None = None, **more: Any
+) -> type[Method]:
+    """One row of the comparison, a subclass of Method.
+
+    training_set: a table of datasets.mixing.Data. start: "initial" or "pretrained". more: further
+    class attributes. The synthetic images' labels are those of their prompts and nobody's
+    annotation.
     """
-
-    training_set: str  # "real", "synthetic_balanced", "supplemented" or "repaired" (mixing.Data)
-    start: str  # "initial" or "pretrained"
-    tensors: Selector = every_tensor
-    paper_row: str | None = None  # its name in paper_tables/aim_fair.csv
-    uses_attributes: str = "none"
-    adapter: Callable[..., None] | None = None  # adds tensors to the pre-trained model
-    defaults: dict = field(default_factory=dict)  # hyper-parameters beside the flags
-    ranges: dict = field(default_factory=dict)
-
-    @property
-    def needs_synthetic(self) -> bool:
-        return self.training_set != "real"
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The blocks that the backbone must have (utils.blocks)."""
-        return (self.tensors.block,) if isinstance(self.tensors, OneBlock) else ()
-
-    def tables(self, data: Data) -> dict:
-        """The image tables the row learns from, by the name of their saved list."""
-        tables = {"train": data.real}
-        if self.needs_synthetic:
-            tables |= {self.training_set: getattr(data, self.training_set)}
-        if self.tensors in (sensitive_to_bias, random_of_same_size):
-            tables |= {"synthetic_biased": data.synthetic_biased}
-        return tables
-
-    def run(self, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
-        """(method holding the kept model, log, mask or None)."""
-        train = getattr(data, self.training_set)
-        if self.start == "initial" and self.training_set == "real":
-            model, log = pretrain(data, settings, seed, shared)
-            return _method(model, settings.pretrain, settings), log, None
-        if self.start == "initial":
-            model = new_model(settings, seed)
-            log = _fit(model, data, train, settings.pretrain, settings, folder, "pretrain")
-            return _method(model, settings.pretrain, settings), log, None
-        model, log = pretrain(data, settings, seed, shared)
-        if self.adapter is not None:
-            self.adapter(model, seed, **(self.defaults | settings.options))
-        mask = _mask(self.tensors, model, data, settings, folder)
-        freeze_all_but(model, {name for name, chosen in mask["tensors"].items() if chosen})
-        log = log + _fit(model, data, train, settings.finetune, settings, folder, "finetune")
-        if self.adapter is not None:
-            merge_lora(model)
-        return _method(model, settings.finetune, settings), log, mask
+    base = Method if start == "initial" else FineTuning
+    sets = tuple(name for name in tensors.sets if name not in ("real", training_set))
+    return type("Row", (base,), {
+        "training_set": training_set, "tensors": tensors, "sets": sets, "blocks": tensors.blocks,
+        "paper_row": paper_row, "__doc__": base.__doc__, **more,
+    })
 
 
-# The rows of Tables 3, 4, 8 and 9. A row with another value of a flag is no row of its own:
-# `--methods aim_fair --criterion cosine --name aim_fair_cosine` (see runner.sh).
-STRATEGIES: dict[str, Strategy] = {
-    "erm": Strategy("real", "initial", paper_row="Baseline (ERM)"),
-    "synthetic_only": Strategy(
-        "synthetic_balanced", "initial", paper_row="Trained on synthetic data"
-    ),
-    "data_supplementation": Strategy("supplemented", "initial", paper_row="Data supplementation"),
-    "data_repairing": Strategy(
+def variant(
+    of: type[Method], overrides: Mapping[str, Any], paper_row: str | None = None
+) -> type[Method]:
+    """A row with other values of flags (utils.config)."""
+    return type("Variant", (of,), {
+        "overrides": {**of.overrides, **overrides}, "paper_row": paper_row, "__doc__": of.__doc__,
+    })
+
+
+SYNTHETIC = "synthetic_balanced"
+AIM_FAIR = row(SYNTHETIC, "pretrained", SENSITIVE_TO_BIAS, "AIM-Fair")
+SYNTHETIC_ONLY = row(SYNTHETIC, "initial", paper_row="Trained on synthetic data")
+PROMPT_SETS = {  # Table 5
+    "plain": "Plain prompt (1)", "contextual_25": "Contextual prompts (25)",
+    "contextual_50": "Contextual prompts (50)",
+    "contextual_head_poses_50": "Contextual + head poses (50)",
+}
+RATIOS = (0.2, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2)  # synthetic images per real one; Tables 7, 10
+RATES = (0.005, 0.01, 0.02, 0.04, 0.05, 0.06)  # the paper prints ten times the last three
+TOP_K = (40, 45, 50, 55, 60)  # Figure 5; the paper's best is 55
+
+STRATEGIES: dict[str, type[Method]] = {
+    # Tables 3 and 8
+    "erm": ERM,
+    "synthetic_only": SYNTHETIC_ONLY,
+    "data_supplementation": row("supplemented", "initial", paper_row="Data supplementation"),
+    "data_repairing": row(
         "repaired", "initial", paper_row="Data repairing", uses_attributes="train"
     ),
-    "linear_probing": Strategy(
-        "synthetic_balanced", "pretrained", output_layer, paper_row="Linear probing"
+    "linear_probing": row(SYNTHETIC, "pretrained", OUTPUT_LAYER, "Linear probing"),
+    "full_finetuning": row(SYNTHETIC, "pretrained", ALL, "Full fine-tuning"),
+    "lora": LoRA,
+    "aim_fair": AIM_FAIR,
+    # Table 4 and Figure 2
+    **{f"random_{share}": row(SYNTHETIC, "pretrained", random_share(share / 100))
+       for share in (40, 55, 70, 85)},
+    "random_mask": row(SYNTHETIC, "pretrained", RANDOM_OF_SAME_SIZE),
+    **{f"update_{block}": row(SYNTHETIC, "pretrained", one_block(block))
+       for block in RESNET_BLOCKS},
+    **{f"freeze_{block}": row(SYNTHETIC, "pretrained", one_block(block, frozen=True))
+       for block in RESNET_BLOCKS},
+    "aim_fair_cosine": variant(
+        AIM_FAIR, {"criterion": "cosine"}, "Selective fine-tuning (cosine similarity)"
     ),
-    "full_finetuning": Strategy("synthetic_balanced", "pretrained", paper_row="Full fine-tuning"),
-    "random_40": Strategy("synthetic_balanced", "pretrained", random_share(0.40)),
-    "random_55": Strategy("synthetic_balanced", "pretrained", random_share(0.55)),
-    "random_70": Strategy("synthetic_balanced", "pretrained", random_share(0.70)),
-    "random_85": Strategy("synthetic_balanced", "pretrained", random_share(0.85)),
-    "random_mask": Strategy("synthetic_balanced", "pretrained", random_of_same_size),
-    **{
-        f"update_{block}": Strategy("synthetic_balanced", "pretrained", OneBlock(block))
-        for block in RESNET_BLOCKS
-    },
-    **{
-        f"freeze_{block}": Strategy(
-            "synthetic_balanced", "pretrained", OneBlock(block, frozen=True)
-        )
-        for block in RESNET_BLOCKS
-    },
-    "lora": Strategy(
-        "synthetic_balanced", "pretrained", adapters, paper_row="LoRA", adapter=add_lora,
-        # the paper gives neither; 8 and 8 are peft's defaults
-        defaults={"rank": 8, "alpha": 8.0}, ranges={"rank": (1, 2048), "alpha": (1e-6, 1e6)},
-    ),
-    "aim_fair": Strategy(
-        "synthetic_balanced", "pretrained", sensitive_to_bias, paper_row="AIM-Fair"
-    ),
+    "aim_fair_frozen_batch_norm": variant(AIM_FAIR, {"batch_norm": "freeze"}),
+    # Tables 5, 6, 7 and 10, Figure 5, learning rates
+    **{f"synthetic_only_{name}": variant(SYNTHETIC_ONLY, {"prompt_set": name}, title)
+       for name, title in PROMPT_SETS.items()},
+    **{f"aim_fair_{m}_{10 - m}": variant(
+        AIM_FAIR, {"synthetic_minority": m / 10}, f"AIM-Fair {m}:{10 - m}") for m in (4, 3, 2, 1)},
+    **{f"aim_fair_{ratio}x": variant(
+        AIM_FAIR, {"synthetic_ratio": float(ratio)}, f"AIM-Fair {ratio}x synthetic")
+       for ratio in RATIOS},
+    **{f"aim_fair_k{k}": variant(AIM_FAIR, {"top_k": float(k)}) for k in TOP_K},
+    **{f"aim_fair_lr{rate}": variant(AIM_FAIR, {"finetune_lr": rate}) for rate in RATES},
 }
 
 
-def pretrain(data: Data, settings, seed: int, shared: Path) -> tuple:
-    """The ERM model of this setting and seed, trained once and shared; (model, log)."""
-    config = settings.pretrain_config | {"seed": seed, "real": settings.digests["real"]}
-    folder = shared / f"pretrain_seed{seed}_{fingerprint(config)}"
-    with exclusive(folder, PREEMPTION.check):
-        model = new_model(settings, seed)
-        whole = all((folder / name).exists() for name in ("model.pt", "log.jsonl"))
-        if not (claim(folder, config) and whole):
-            _fit(model, data, data.real, settings.pretrain, settings, folder, "pretrain")
-        finish(folder)
-        model.load_state_dict(backbones.load_weights(folder / "model.pt", "the pre-trained model"))
-        log = read_log(folder / "log.jsonl")
-    return model, log
+@dataclass(frozen=True)
+class Choice:
+    """The row of several with the highest validation accuracy, averaged over the seeds."""
+
+    rows: tuple[str, ...]
+    paper_row: str | None = None
 
 
-def new_model(settings, seed: int) -> torch.nn.Module:
-    """The setting's backbone at its initial weights, on its device; sets torch's seed."""
-    torch.manual_seed(seed)
-    model = backbones.build(settings.backbone, settings.pretrained)
-    return model.to(settings.device, memory_format=torch.channels_last)
-
-
-def _method(model, recipe: Recipe, settings, *, compiled: bool = False) -> Method:
-    return Method(
-        model, recipe, autocast=settings.autocast, compiled=compiled,
-        frozen_batch_norm=settings.batch_norm == "freeze" and recipe is settings.finetune,
-    )
-
-
-def _fit(model, data: Data, train, recipe: Recipe, settings, folder: Path, name: str) -> list:
-    """Train and load the kept epoch's weights into `model`."""
-    method = _method(model, recipe, settings, compiled=settings.compile)
-    val = data.loader(data.val, train=False) if data.val is not None else None
-    log = fit(method, data.loader(train, train=True), val, folder, name)
-    model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))
-    return log
-
-
-def _mask(selector: Selector, model, data: Data, settings, folder: Path) -> dict:
-    """The mask, from the run folder where it was already computed."""
-    path = folder / "mask.json"
-    if not path.exists():
-        write_json(path, selector(model, data, settings))
-    return read_record(path, "tensors")
+CHOICES: dict[str, Choice] = {
+    "best_random": Choice(tuple(f"random_{share}" for share in (40, 55, 70, 85)),
+                          "Best random selection"),
+    "best_update": Choice(tuple(f"update_{block}" for block in RESNET_BLOCKS),
+                          "Best sub-tuning (update one block)"),
+    "best_freeze": Choice(tuple(f"freeze_{block}" for block in RESNET_BLOCKS),
+                          "Best sub-tuning (freeze one block)"),
+    "best_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[:3])),
+    "best_paper_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[3:])),
+}

@@ -40,10 +40,10 @@ sys.path.insert(0, str(ROOT))
 STAGES = {  # in the order in which generating and AIM-Fair reach their last events
     "generation": ["stable_diffusion.generate:generate"],
     "image store": ["datasets.image_store:_build"],
-    "pre-training": ["models.strategies:pretrain"],
-    "mask": ["models.strategies:_mask"],
-    "fine-tuning": ["models.strategies:_fit"],
-    "run folder": ["train:run"],  # its lists, metrics and marks; not what the others count
+    "pre-training": ["models.strategies:pretrained"],
+    "mask": ["models.selection:Rule.mask"],
+    "fine-tuning": ["models.strategies:fit_stage"],
+    "run folder": ["train:execute"],  # its lists, metrics and marks; not what the others count
     "tables": ["utils.reporting.tables:write_summary", "utils.reporting.plots:draw_all",
                "utils.reporting.report:write_contact_sheets",
                "utils.reporting.report:write_report"],
@@ -150,19 +150,19 @@ class Saboteur:
         """Count what happens in a function as events of a stage, if its module is in use."""
         if module not in sys.modules:
             return
-        inner = getattr(sys.modules[module], name)
+        *owners, name = name.split(".")
+        owner = functools.reduce(getattr, owners, sys.modules[module])
+        inner = getattr(owner, name)
 
         @functools.wraps(inner)
         def outer(*args, **kwargs):
-            # pretrain calls _fit: its training is the outer one's
-            inside = stage == "fine-tuning" and self.stages[-1] == "pre-training"
-            self.stages.append("pre-training" if inside else stage)
+            self.stages.append(stage)
             try:
                 return inner(*args, **kwargs)
             finally:
                 self.stages.pop()
 
-        setattr(sys.modules[module], name, outer)
+        setattr(owner, name, outer)
 
 
 def child(request: dict, report: int) -> None:

@@ -16,7 +16,7 @@ from models.debiasing.maple import environment_risk, hypergradient
 from models.fairif.hessian import curvature_product, evaluation, flatten
 from models.fairif.influence import gap_gradients, loss_derivatives
 from models.fairif.relaxation import Relaxation
-from models.selectors import sensitive_to_bias
+from models.selection import SENSITIVE_TO_BIAS
 
 SIDE = 28  # the digits' networks take no other
 
@@ -50,8 +50,9 @@ def test_the_mask_ranks_every_tensor(model):
         loader=lambda table, train: OneBatch(batch(table)),
     )  # fmt: skip
     names = parameter_names(model)
-    settings = SimpleNamespace(top_k=len(names), criterion="absolute", autocast=None)
-    mask = sensitive_to_bias(model, data, settings)
+    config = SimpleNamespace(top_k=len(names), criterion="absolute", autocast=None)
+    run = SimpleNamespace(data=data, config=config, seed=1)
+    mask = SENSITIVE_TO_BIAS.mask(model, run)
     assert list(mask["tensors"]) == names and all(mask["tensors"].values())
     for difference in (mask["delta1"], mask["delta2"]):
         assert set(difference) == set(names)

@@ -21,8 +21,8 @@ from datasets.base import ImageTable
 from datasets.image_store import open_store
 from prompts import build
 from stable_diffusion import audit, generate
-from utils.engine import PREEMPTION
 from utils.errors import exit_cleanly
+from utils.preemption import PREEMPTION
 from utils.reporting import plots, tables
 
 

@@ -17,7 +17,7 @@ from datasets import check
 from prompts import build
 from prompts import check as prompts_check
 from stable_diffusion import audit, generate
-from utils.engine import PREEMPTION
+from utils.preemption import PREEMPTION
 from utils.reporting import plots, tables
 
 CELLS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
@@ -168,7 +168,12 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--min-crop", "1.1"], "--min-crop"),
     (["--synthetic-biased-ratio", "nan"], "--synthetic-biased-ratio"),
     (["--paper-row", "AIM-Fair", "--methods", "erm", "aim_fair"], "--paper-row"),
-    (["--paper-row", "Nobody", "--paper-table", "3"], "--paper-table"),
+    (["--paper-row", "Nobody", "--paper-table", "33"], "--paper-table"),
+    (["--jobs", "0"], "--jobs"),
+    (["--baseline", "nobody"], "--baseline"),
+    (["--finetune-milestone", "0"], "--finetune-milestone"),
+    (["--pretrain-milestone", "0"], "--pretrain-milestone"),
+    (["--no-tables=3"], "--no-tables"),
     (["--edits", "nowhere", "--methods", "diga"], "nowhere"),
     (["--setting", "/tmp/x"], "--setting"),
     (["--setting", "a//b"], "--setting"),

@@ -23,7 +23,7 @@ from datasets.base import bad_images
 from datasets.decoding import UPRIGHT
 from datasets.image_store import open_store
 from stable_diffusion import audit
-from utils.engine import PREEMPTION
+from utils.preemption import PREEMPTION
 
 HEIGHT, WIDTH = 40, 24  # upright
 

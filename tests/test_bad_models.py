@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import train
 from stable_diffusion import audit, generate
-from utils.engine import PREEMPTION, Recipe, fit
+from utils.engine import fit
 from utils.errors import UserError
+from utils.preemption import PREEMPTION
+from utils.recipe import Recipe
 
 CELLS = {f"{y}_{a}": ["a face", "faces"] for y in (0, 1) for a in (0, 1)}
 UNET = "unet/diffusion_pytorch_model.safetensors"

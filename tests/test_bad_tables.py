@@ -17,7 +17,7 @@ import train
 from datasets import celeba, check, utkface
 from stable_diffusion import audit, generate, manifest
 from stable_diffusion.prompt_set import read_prompts
-from utils.engine import PREEMPTION
+from utils.preemption import PREEMPTION
 
 ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
 

@@ -17,12 +17,13 @@ from torch import nn
 
 import train
 from datasets.base import ImageTable
+from datasets.edits import PairLoader, load_edits
 from models import METHODS, backbones
+from models import method as method_module
 from models.debiasing import DEBIASING, base
 from models.debiasing import diga as diga_module
 from models.debiasing.cvar_dro import cvar
 from models.debiasing.diga import BYOL, byol_loss, encoder_of, output_layer
-from models.debiasing.edits import PairLoader, load_edits
 from models.debiasing.eiil import (
     group_means,
     penalty_gradient,
@@ -37,13 +38,15 @@ from models.debiasing.lff import (
     running_mean,
 )
 from models.debiasing.maple import environment_risk, hypergradient, project, sample_mask
-from models.method import Method
-from models.strategies import new_model
-from utils.engine import PREEMPTED, PREEMPTION, Recipe, fit
+from models.method import Method, new_model
+from utils.engine import fit
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
 from utils.options import parse_options
+from utils.preemption import PREEMPTED, PREEMPTION
+from utils.recipe import Recipe
 from utils.reporting.paper import TABLES, paper_row
+from utils.run import Run
 
 # --- CVaR ----------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ def test_byol_gradient_against_finite_differences():
             p.data += 0.3 * torch.randn_like(p)
     method.train_mode()
     pairs = torch.randn(16, 3, dtype=torch.float64)
-    method.loss(pairs).backward()
+    method.pair_loss(pairs).backward()
     assert all(p.grad is None for p in method.target.parameters())
     for weights in (method.model[0].weight, method.predictor[0].weight):
         expected = torch.zeros_like(weights)
@@ -261,12 +264,12 @@ def test_byol_gradient_against_finite_differences():
             losses = []
             for step in (1e-6, -2e-6):
                 weights.data[place] += step
-                losses.append(float(method.loss(pairs).detach()))
+                losses.append(float(method.pair_loss(pairs).detach()))
             weights.data[place] += 1e-6
             expected[place] = (losses[0] - losses[1]) / 2e-6
         torch.testing.assert_close(weights.grad, expected, rtol=1e-5, atol=1e-8)
     swapped = torch.cat([pairs[8:], pairs[:8]])  # both ways round: the order of a pair is nothing
-    torch.testing.assert_close(method.loss(swapped), method.loss(pairs))
+    torch.testing.assert_close(method.pair_loss(swapped), method.pair_loss(pairs))
 
 
 def test_the_target_network_is_the_moving_average_of_the_online_one():
@@ -478,11 +481,13 @@ class ToyData:
         return ToyLoader(table, self.x, 60, train, self.seed)
 
 
-def toy_settings(epochs=12, **options):
-    return SimpleNamespace(
+def toy_run(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> Run:
+    config = SimpleNamespace(
         pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
-        device="cpu", autocast=None, compile=False, options=options,
+        device="cpu", autocast=None, compile=False, identity=lambda **_: {},
     )
+    folder.mkdir(exist_ok=True)
+    return Run(folder, config, data, seed, folder / "shared", METHODS[name].defaults | options)
 
 
 def build_mlp(weights: None) -> nn.Module:
@@ -492,14 +497,13 @@ def build_mlp(weights: None) -> nn.Module:
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mlp", build_mlp)
-    monkeypatch.setattr(diga_module, "pair_loader", lambda settings, images, seed: ToyPairs(
-        settings.data.real, settings.data.edits, 60, True, seed))
+    monkeypatch.setattr(diga_module, "pair_loader", lambda run: ToyPairs(
+        run.data.real, run.data.edits, 60, True, run.seed))
 
 
 def run_toy(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> tuple:
-    settings = toy_settings(epochs, **(TOY_OPTIONS[name] | options))
-    settings.data = data
-    return DEBIASING[name].run(data, settings, seed, folder, folder)
+    run = toy_run(name, data, seed, folder, epochs, **(TOY_OPTIONS[name] | options))
+    return DEBIASING[name].run(run), run.log
 
 
 def worst_group(method: Method, seed: int) -> float:
@@ -524,17 +528,17 @@ def erm(request, tmp_path_factory):
     seed, folder = request.param, tmp_path_factory.mktemp("erm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, "mlp", build_mlp)
-        data, settings = ToyData(seed), toy_settings()
-        method = Method(new_model(settings, seed), settings.pretrain)
-        fit(method, data.loader(data.real, train=True), None, folder, "erm")
+        run = toy_run("erm", ToyData(seed), seed, folder)
+        method = Method(new_model(run), run.config.pretrain)
+        fit(method, run.data.loader(run.data.real, train=True), None, folder, "erm")
     return seed, worst_group(method, seed)
 
 
 @pytest.mark.parametrize("name", list(DEBIASING))
 def test_worst_group_improves_over_erm(name, erm, tmp_path):
     seed, baseline = erm
-    method, log, mask = run_toy(name, ToyData(seed), seed, tmp_path)
-    assert mask is None and [row["epoch"] for row in log if row["stage"] == "train"][-1] == 12
+    method, log = run_toy(name, ToyData(seed), seed, tmp_path)
+    assert log[-1]["epoch"] == 12 and log[-1]["stage"] == METHODS[name].stages[-1]
     assert 0.5 < baseline < 0.95  # ERM learns something, and is biased
     assert worst_group(method, seed) > baseline + 0.01
 
@@ -556,9 +560,9 @@ def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
         return run_toy(name, ToyData(1, 240), 1, folder, epochs=3, byol_epochs=1)
 
     check_resumption(run, tmp_path, monkeypatch)
-    for stage, kept in (("reference", ["log.jsonl", "logits.npy"]), ("byol", ["log.jsonl"])):
-        if (tmp_path / "stopped" / stage).exists():
-            assert sorted(p.name for p in (tmp_path / "stopped" / stage).iterdir()) == kept
+    stage = tmp_path / "stopped" / "reference"
+    kept = ["done", "log.jsonl", "logits.npy"]
+    assert not stage.exists() or sorted(p.name for p in stage.iterdir()) == kept
 
 
 def check_resumption(run, tmp_path, monkeypatch, places=(2, 5)):
@@ -568,7 +572,7 @@ def check_resumption(run, tmp_path, monkeypatch, places=(2, 5)):
     (tmp_path / "stopped").mkdir()
     monkeypatch.setattr(PREEMPTION, "requested", False)
     monkeypatch.setattr(ToyLoader, "stop_after", None)
-    _, expected_log, _ = run(tmp_path / "straight")
+    expected, expected_log = run(tmp_path / "straight")
     for after in places:  # 4 batches an epoch: within the first stage, and within the second
         monkeypatch.setattr(ToyLoader, "delivered", 0)
         monkeypatch.setattr(ToyLoader, "stop_after", after)
@@ -577,11 +581,8 @@ def check_resumption(run, tmp_path, monkeypatch, places=(2, 5)):
         assert stopped.value.code == PREEMPTED
         monkeypatch.setattr(PREEMPTION, "requested", False)
     monkeypatch.setattr(ToyLoader, "stop_after", None)
-    _, log, _ = run(tmp_path / "stopped")
-    states = [
-        tensors_of(torch.load(tmp_path / folder / "state.pt", weights_only=True)["method"])
-        for folder in ("straight", "stopped")
-    ]
+    resumed, log = run(tmp_path / "stopped")
+    states = [tensors_of(method.state_dict()) for method in (expected, resumed)]
     assert states[0].keys() == states[1].keys()
     for place, value in states[0].items():
         same = torch.equal(value, states[1][place]) if torch.is_tensor(value) else (
@@ -608,17 +609,21 @@ def test_jtt_from_the_command_line(tmp_path, monkeypatch, capsys):
     data = tiny.make(tmp_path / "data")
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signal is pytest's
-    lengths, whole = {}, base.fit
+    lengths, whole = {}, fit
 
     def command(results, upweight):
         return tiny.flags(data, results, "--backbone", "tiny", "--pretrain-epochs", 1, "--methods",
                           "jtt", "--set", f"upweight={upweight}", "--paper-table", 1)
 
-    def watched(method, loader, val, folder, name):
-        lengths[name] = len(loader.table)
-        return whole(method, loader, val, folder, name)
+    def watch(replacement):
+        for module in (base, method_module):
+            monkeypatch.setattr(module, "fit", replacement)
 
-    monkeypatch.setattr(base, "fit", watched)
+    def watched(method, loader, val, folder, name, *rest):
+        lengths[name] = len(loader.table)
+        return whole(method, loader, val, folder, name, *rest)
+
+    watch(watched)
     train.main(command(tmp_path / "unbroken", 5))
     folder = tmp_path / "unbroken" / "tiny" / "jtt" / "seed100"
     config = json.loads((folder / "config.json").read_text())
@@ -628,19 +633,19 @@ def test_jtt_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert lengths == {"reference": 24, "train": 24 + 5 * log[0]["error_set"]}
     assert "Table 1, JTT" in (folder.parents[1] / "summary.md").read_text()
 
-    def killed(method, loader, val, folder, name):
+    def killed(method, loader, val, folder, name, *rest):
         if name == "train":
             raise KeyboardInterrupt
-        return whole(method, loader, val, folder, name)
+        return whole(method, loader, val, folder, name, *rest)
 
-    def resumed(method, loader, val, folder, name):
+    def resumed(method, loader, val, folder, name, *rest):
         assert name == "train"  # the first stage is not trained again
-        return whole(method, loader, val, folder, name)
+        return whole(method, loader, val, folder, name, *rest)
 
-    monkeypatch.setattr(base, "fit", killed)
+    watch(killed)
     with pytest.raises(SystemExit):
         train.main(command(tmp_path / "killed", 5))
-    monkeypatch.setattr(base, "fit", resumed)
+    watch(resumed)
     train.main(command(tmp_path / "killed", 5))
     assert tiny.end_state(tmp_path / "killed") == tiny.end_state(tmp_path / "unbroken")
 
@@ -668,7 +673,7 @@ def test_every_row_of_table_1_stands_beside_ours(target, protected):
 @pytest.mark.parametrize("name", list(DEBIASING))
 def test_every_hyper_parameter_has_a_range_and_a_name_of_its_own(name):
     method = DEBIASING[name]
-    assert method.uses_attributes == "none" and not method.needs_synthetic
+    assert method.uses_attributes == "none" and not method.needs_synthetic()
     assert method.ranges.keys() == method.defaults.keys()
     for key, value in method.defaults.items():
         assert method.ranges[key][0] <= value <= method.ranges[key][1]
@@ -708,7 +713,8 @@ def test_not_a_number_is_out_of_range():
 @pytest.mark.parametrize("flags, words", [
     (["--methods", "jtt", "--set", "upweigth=2"], "upweigth"),
     (["--methods", "erm", "--set", "alpha=2"], "erm has no such hyper-parameter; it has: none"),
-    (["--methods", "jtt", "lff", "--set", "upweight=2"], "single one"),
+    (["--methods", "jtt", "lff", "--set", "upweight=2"], "write METHOD.upweight=2"),
+    (["--methods", "jtt", "lff", "--set", "maple.clip=2"], "maple is none of --methods jtt lff"),
     (["--methods", "diga", "--set", "hidden=0"], "must lie between 1 and"),
 ])
 def test_the_command_line_names_the_mistake(flags, words, capsys):

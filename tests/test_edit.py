@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets.base import ImageTable
-from models.debiasing.edits import load_edits
+from datasets.edits import load_edits
 from stable_diffusion import edit
 from stable_diffusion.prompt_set import PromptSet
 

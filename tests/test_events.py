@@ -12,10 +12,11 @@ import tiny
 
 import train
 from models import backbones
-from utils import engine, events
-from utils.engine import PREEMPTION
+from utils import events
 from utils.errors import UserError
 from utils.files import write_json
+from utils.preemption import PREEMPTION
+from utils.run import Run
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -104,7 +105,6 @@ def test_a_run_and_its_events(tiny_network, tmp_path, monkeypatch, capsys):
     held = scalars(board)
     for name, value in (("acc", metrics["acc"]), ("group_acc/0_1", metrics["group_acc"]["0_1"])):
         assert held[f"test/{name}"] == [(0, pytest.approx(value))]
-    assert engine.OBSERVERS == []
 
     state = tiny.end_state(logged)
     outside = {path: digest for path, digest in state.items() if "/tensorboard/" not in path}
@@ -145,6 +145,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "board").write_text("in the way")
     run = tmp_path / "run"
     sentence = "board.* cannot be written .* leave out --tensorboard"
-    with pytest.raises(UserError, match=sentence), events.events_of(run, tmp_path / "board"):
-        engine.OBSERVERS[-1](rows(1))
-    assert engine.OBSERVERS == []
+    followed = Run(run, None, None, 1, tmp_path)
+    with (
+        pytest.raises(UserError, match=sentence),
+        events.events_of(followed, tmp_path / "board"),
+    ):
+        followed.observers[-1](rows(1))

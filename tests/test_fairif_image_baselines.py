@@ -19,11 +19,12 @@ from models import METHODS, backbones
 from models.fairif.images import IMAGE_BASELINES, fairsmote
 from models.fairif.images.fairsmote import PartnerLoader, offspring
 from models.fairif.images.features import features_and_logits, head_of
-from models.method import Method
-from models.strategies import pretrain
-from utils.engine import PREEMPTION, Recipe
+from models.method import Method, pretrained
+from utils.config import config_of
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
+from utils.preemption import PREEMPTION
+from utils.recipe import Recipe
 
 REAL_PARTNER_LOADER = fairsmote.partner_loader  # the fixture below replaces it
 
@@ -71,7 +72,7 @@ class ToyData(toys.ToyData):
         self.val = ImageTable("val", paths, val.y, val.a)
         seen = Data(Splits(self.real, self.val, self.val), None, None, seed)
         seen = seen.seen_by(uses_attributes)
-        self.real, self.val = seen.real, seen.val
+        self.real, self.val, self.digests = seen.real, seen.val, {"real": "toy"}
 
     def loader(self, table, *, train, attributes=False):
         loader = ToyLoader(table, self.x, 60, train, self.seed)
@@ -86,19 +87,11 @@ def toy(monkeypatch):
         images, partners, data.x, 60, True, data.seed))
 
 
-def toy_settings(epochs=12, **options):
-    return SimpleNamespace(
-        **vars(toys.toy_settings(epochs, **options)), pretrain_config={}, digests={"real": "toy"},
-        batch_norm="update", finetune=None,
-    )
-
-
 def run_toy(name, seed, folder, epochs=12, count=600, **options):
     method = METHODS[name]
     data = ToyData(seed, count, method.uses_attributes)
-    folder.mkdir(exist_ok=True)
-    settings = toy_settings(epochs, **(OPTIONS[name] | options))
-    return method.run(data, settings, seed, folder, folder / "shared")
+    run = toys.toy_run(name, data, seed, folder, epochs, **(OPTIONS[name] | options))
+    return method.run(run), run.log
 
 
 def metrics(predict, seed):
@@ -123,42 +116,21 @@ def test_data_withholds_what_a_method_was_not_granted(granted, train_a, val_a):
         assert part.a.tolist() == ([0, 0, 1, 1] if visible else [-1] * 4)
     assert sorted(seen.supplemented.a[4:].tolist()) == [0, 0, 1, 1]  # the prompts'
     assert (set(seen.supplemented.a[:4]) == {-1}) is not train_a
-    assert (seen.seed, seen.settings) == (7, settings)
+    assert (seen.seed, seen.config) == (7, settings)
     assert data.real.a.tolist() == [0, 0, 1, 1]  # for the metrics
     without = Data(Splits(table, None, table), None, None, 7)
     assert without.seen_by(granted).val is None
 
 
-class Flags(SimpleNamespace):
-    """train.py's, None where not given."""
-
-    def __getattr__(self, name):
-        return None
-
-
-class Seen(Exception):
-    """Carries the data that a method's `run` was given."""
-
-
 @pytest.mark.parametrize("name", list(METHODS))
-def test_train_py_hands_every_method_only_what_it_declares(name, monkeypatch, tmp_path):
-    def run(data, *_):
-        raise Seen(data)
-
+def test_train_py_hands_every_method_only_what_it_declares(name, tmp_path):
     table = ImageTable("real", list("pqrs"), [0, 1, 0, 1], [0, 0, 1, 1])
-    stub = SimpleNamespace(  # the method's declaration, and nothing of its training
-        uses_attributes=METHODS[name].uses_attributes, needs_synthetic=False, defaults={}, run=run,
-        tables=lambda data: {},
-    )
-    monkeypatch.setitem(METHODS, name, stub)
-    monkeypatch.setattr(train, "open_store", lambda *_, **__: None)  # the images are not there
-    args = Flags(
-        results=tmp_path, setting="s", name=None, config={}, pretrain_config={}, digests={},
-        options={},
-    )
-    with pytest.raises(Seen) as given:
-        train.run(name, Data(Splits(table, table, table), None, args, 1), args, 1)
-    (data,) = given.value.args
+    config = config_of({"results": tmp_path, "synthetic_root": tmp_path})
+    experiment = train.Experiment(
+        config, {name: METHODS[name]}, {name: {}}, Splits(table, table, table), None,
+        {"edited": "digest"})
+    object.__setattr__(experiment, "synthetic", lambda _: (table, "digest"))
+    data = train.make_run(experiment, name, 1).data
     granted = METHODS[name].uses_attributes
     assert (data.real.a >= 0).all() == (granted == "train")
     assert (data.real.a == -1).all() == (granted != "train")
@@ -175,7 +147,7 @@ def test_the_five_declare_what_the_papers_use():
 @pytest.mark.parametrize("name", list(IMAGE_BASELINES))
 def test_every_hyper_parameter_has_a_range_and_a_name_of_its_own(name):
     method = IMAGE_BASELINES[name]
-    assert method.ranges.keys() == method.defaults.keys() and not method.needs_synthetic
+    assert method.ranges.keys() == method.defaults.keys() and not method.needs_synthetic()
     for key, value in method.defaults.items():
         assert method.ranges[key][0] <= value <= method.ranges[key][1]
     flags = {action.dest for action in train.parser()._actions}
@@ -210,7 +182,7 @@ def one_batch(name, **extra):
     method = METHODS[name]
     torch.manual_seed(3)
     data = ToyData(1, 120)
-    arguments, _, _ = method.prepare(data, None, 1, None, {})
+    arguments = method.arguments(SimpleNamespace(data=data, seed=1))
     made = method(toys.build_mlp(None), Recipe(1, 0.1), options=method.defaults | extra,
                   **arguments)
     batch = next(iter(data.loader(data.real, train=True, attributes=True).epoch(0)))
@@ -331,10 +303,11 @@ def test_partners_are_cropped_and_flipped_as_their_images(tmp_path):
 
 def test_a_real_image_enters_unmixed_and_an_offspring_as_a_mixture(tmp_path, monkeypatch):
     data = ToyData(1, 120)
-    (tmp_path / "reference").mkdir()
-    np.save(tmp_path / "reference" / "offspring.npy", np.array([[4, 9], [7, 2]]))
-    arguments, table, _ = METHODS["fairsmote"].prepare(data, None, 1, tmp_path, {})
-    share = arguments["share"]
+    (tmp_path / "offspring").mkdir()
+    np.save(tmp_path / "offspring" / "offspring.npy", np.array([[4, 9], [7, 2]]))
+    run = toys.toy_run("fairsmote", data, 1, tmp_path)
+    share = METHODS["fairsmote"].arguments(run)["share"]
+    table = data.real.take(METHODS["fairsmote"].rows(run).reshape(-1))
     assert len(table) == 2 * 122 and (share[:120] == 0).all()
     assert ((share[120:] > 0) & (share[120:] < 1)).all()
     assert table.paths[120:122] == ["4", "9"] and table.paths[-2:] == ["7", "2"]
@@ -357,19 +330,19 @@ def erm(request, tmp_path_factory):
     seed, folder = request.param, tmp_path_factory.mktemp("erm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, "mlp", toys.build_mlp)
-        settings = toy_settings()
-        model, _ = pretrain(ToyData(seed, uses_attributes="none"), settings, seed, folder)
-    return seed, metrics(Method(model, settings.pretrain).predict, seed)
+        run = toys.toy_run("erm", ToyData(seed, uses_attributes="none"), seed, folder)
+        model = pretrained(run)
+    return seed, metrics(Method(model, run.config.pretrain).predict, seed)
 
 
 @pytest.mark.parametrize("name", list(IMAGE_BASELINES))
 def test_fairness_improves_over_erm(name, erm, tmp_path):
     seed, baseline = erm
     if name == "arl":  # against the same doubled loss with equal weights, not against ERM
-        control, _, _ = run_toy(name, seed, tmp_path / "control", adversary_lr=0.0)
+        control, _ = run_toy(name, seed, tmp_path / "control", adversary_lr=0.0)
         baseline = metrics(control.predict, seed)
-    method, log, mask = run_toy(name, seed, tmp_path / "run")
-    assert mask is None and log[-1]["epoch"] == 12
+    method, log = run_toy(name, seed, tmp_path / "run")
+    assert log[-1]["epoch"] == 12
     found = metrics(method.predict, seed)
     assert found[IMPROVES[name]] < baseline[IMPROVES[name]] - (0.004 if name == "arl" else 0.02)
     assert found["acc"] > 0.9
@@ -385,7 +358,7 @@ def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
 
 
 def test_influence_removes_samples_and_says_how_many(tmp_path):
-    method, log, _ = run_toy("influence", 2, tmp_path, epochs=3)
+    method, log = run_toy("influence", 2, tmp_path, epochs=3)
     record = next(row for row in log if "removed" in row)
     assert method.weights.min() >= 0 and method.weights.max() <= 1
     assert record["removed"] == pytest.approx(600 - float(method.weights.sum()), abs=1e-2)
@@ -393,11 +366,11 @@ def test_influence_removes_samples_and_says_how_many(tmp_path):
     assert record["predicted"] <= (1 - record["solved_gap_share"]) * record["gap"] + 1e-6
 
 
-def test_influence_needs_validation_images(tmp_path):
-    data = ToyData(1, 120)
-    data.val = None
-    with pytest.raises(UserError, match="--val official"):
-        METHODS["influence"].run(data, toy_settings(), 1, tmp_path, tmp_path)
+@pytest.mark.parametrize("name", ["influence", "fairif"])
+def test_influence_needs_validation_images(name, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.main(tiny.flags(tmp_path, tmp_path, "--methods", name, "--val", "none"))
+    assert f"{name} needs validation images with group labels" in capsys.readouterr().err
 
 
 # --- all images ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from datasets.base import CELLS, ImageTable
 from datasets.loader import Loader
 from models import backbones, tsne
 from models.features import Features, penultimate
-from utils.engine import PREEMPTION
+from utils.preemption import PREEMPTION
 from utils.reporting.plots import STYLE
 from utils.reporting.report import write_report
 

@@ -6,9 +6,7 @@ the environment of a job, srun runs the program, scontrol notes what it is asked
 
 from __future__ import annotations
 
-import io
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,9 +21,10 @@ from refusals import refused
 
 import train
 from models import backbones
-from utils import job_array, launcher
-from utils.engine import PREEMPTION
+from utils import launcher
+from utils.config import config_of
 from utils.errors import UserError
+from utils.preemption import PREEMPTION
 
 pytest.importorskip("submitit")
 TESTS = Path(__file__).parent
@@ -126,7 +125,7 @@ def test_one_job_is_requeued_and_another_is_lost(slurm, here, tmp_path):
         time.sleep(0.02)
     os.kill(int((slurm / "pid").read_text()), signal.SIGUSR2)  # its time is up
     printed = job.communicate(timeout=300)[0]
-    assert "SIGUSR2: stopped; the same command goes on" in printed
+    assert "SIGUSR2: interrupted; rerun the same command to resume" in printed
     assert (slurm / "asked").read_text() == "requeue 1_1\n"
     assert not list(Path("array").glob("**/metrics.json"))
 
@@ -143,22 +142,11 @@ def test_one_job_is_requeued_and_another_is_lost(slurm, here, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_experiment_is_one_array_and_its_tables_the_last_job(
-    slurm, here, tmp_path, monkeypatch, capsys
-):
+def test_an_experiment_is_one_array_and_its_tables_the_last_job(slurm, here, tmp_path, capsys):
     tiny.make(tmp_path / "data")
-    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
-    on_slurm = [*short, "--launcher", "slurm", "--slurm", "time=30"]
-    random = ["--methods", "random_40", "random_55"]
-    lines = [
-        ["train.py", *command("array", *on_slurm)],
-        ["train.py", *command("array", *random, *on_slurm)],
-        ["-m", "utils.reporting.best", "array/tiny", "--name", "best_random", "--rows",
-         *random[1:]],
-        ["-m", "utils.reporting.tables", "array/tiny", "--baseline", "erm"],
-    ]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(shlex.join, lines)) + "\n"))
-    job_array.main()
+    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--baseline", "erm"]
+    rows = ["--methods", "erm", "random_40", "random_55", "--launcher", "slurm"]
+    train.main(command("array", *short, *rows, "--slurm", "time=30"))
     assert "6 runs submitted, tables to follow by job 2" in capsys.readouterr().out
     assert sorted(path.name for path in slurm.glob("*.sh")) == ["1.sh", "2.sh"]
     assert "#SBATCH --array=0-5%6\n" in (slurm / "1.sh").read_text()
@@ -170,14 +158,8 @@ def test_an_experiment_is_one_array_and_its_tables_the_last_job(
     assert printed.count("seed1: finished, reused") == 1
     assert printed.count("seed1: ACC") == 2
     summary = Path("array/tiny/summary.md").read_text()
-    assert all(f"| {name} " in summary for name in ("erm", "random_40", "best_random"))
+    assert all(f"| {name} " in summary for name in ("erm", "random_40", "random_55"))
     assert "## Paired differences to erm" in summary
-
-
-def test_lines_without_slurm_are_no_job_array(here, tmp_path, monkeypatch, capsys):
-    tiny.make(tmp_path / "data")
-    monkeypatch.setattr("sys.stdin", io.StringIO(shlex.join(["train.py", *command("results")])))
-    refused(capsys, lambda _: job_array.main(), [], names="--launcher slurm")
 
 
 def test_local_jobs_and_tables_after_them(here, tmp_path, capsys):
@@ -210,8 +192,29 @@ def test_without_slurm_it_is_one_sentence(missing, name, slurm, tmp_path, monkey
 def test_a_device_of_the_jobs_need_not_be_here(slurm, tmp_path):
     flags = tiny.flags(tmp_path, tmp_path, "--methods", "erm", "--device", "cuda:9")
     with pytest.raises(UserError, match="not on this machine"):
-        train.complete(train.parser().parse_args(flags))
-    train.complete(train.parser().parse_args([*flags, "--launcher", "slurm"]))
+        train.complete(config_of(vars(train.parser().parse_args(flags))))
+    flags += ["--launcher", "slurm"]
+    train.complete(config_of(vars(train.parser().parse_args(flags))))
+
+
+def test_seeds_at_once_end_as_one_after_the_other(tmp_path, capfd):
+    data = tiny.make(tmp_path / "data")
+    flags = ["--methods", "erm", "--image-size", "16", "--pretrain-epochs", "1", "--seeds", "1",
+             "2", "--no-tables"]
+    train.main(tiny.flags(data, tmp_path / "one", *flags))
+    train.main(tiny.flags(data, tmp_path / "two", *flags, "--jobs", "2"))
+    printed = capfd.readouterr().out
+    assert printed.count("seed1: ACC") == 2 and printed.count("seed1: finished, reused") == 1
+    for seed in (1, 2):
+        paths = [tmp_path / way / "tiny" / "erm" / f"seed{seed}" / "metrics.json"
+                 for way in ("one", "two")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_what_a_failed_process_said_is_passed_on():
+    wrong = [sys.executable, "-c", "import sys; sys.exit('error: no such thing')"]
+    with pytest.raises(UserError, match="a run failed with 'error: no such thing'"):
+        launcher.in_parallel([wrong, wrong], 2)
 
 
 def test_sbatchs_own_words_are_passed_on(slurm, tmp_path):

@@ -20,8 +20,8 @@ from datasets.base import ImageTable, concat
 from datasets.decoding import decode, header_size
 from datasets.image_store import open_store
 from datasets.loader import Loader
-from utils.engine import PREEMPTED, PREEMPTION
 from utils.errors import UserError
+from utils.preemption import PREEMPTED, PREEMPTION
 
 
 def natural(count, height=218, width=178, step=41):

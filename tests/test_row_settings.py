@@ -8,7 +8,7 @@ import tiny
 
 import train
 from models import backbones
-from utils.engine import PREEMPTION
+from utils.preemption import PREEMPTION
 from utils.reporting.row_settings import protected_labels, row_settings, sentences
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import os
-import shlex
+import re
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-import train
-from models import backbones, tsne
+from datasets import DATASETS
+from models import CHOICES, METHODS, backbones, tsne
+from models.selection import CRITERIA
 from stable_diffusion import grids
-from utils.reporting.tables import paper_row
+from utils import config
+from utils.reporting.paper import TABLES, paper_row
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNNER = (ROOT / "runner.sh").read_text()
 RECORDER = """#!/usr/bin/env bash
-[ "$2" != utils.job_array ] || cat > "$RECORD.lines"
 printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 """
-EXPERIMENTS = [
-    *(f"table{number}" for number in range(1, 12)), "bias-ratio", "rates", "figure1", "figure2",
-    "figure4", "figure5", "figure6", "figure7", "figure8",
-]
-FAIRIF = {
-    "demo": ("table5", "table6", "table11", "figure2", "strategies"),
-    "celeba": ("table5", "table6", "table11", "figure2", "strategies"),
-    "fairface": ("table5", "table6", "table11", "figure2"),
-    "utkface": ("strategies",),
+PAIRS = {  # setting -> the (target, protected) that the paper's tables hold, the default first
+    "demo": [("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male")],
+    "celeba": [("Smiling", "Male"), ("Smiling", "Young"), ("Young", "Male"), ("Male", "Young")],
+    "utkface": [("Female", "White")],
 }
-ROWS = {
+NUMBERS = [*range(1, 12)]
+FIGURES = ["figure1", "figure2", "figure4", "figure5", "figure6", "figure7", "figure8"]
+OTHERS = ["bias-ratio", "rates", "fairif-strategies"]
+FAIRIF = {  # setting -> the pair of FairIF's image tables
+    "demo": ("Smiling", "Male"), "celeba": ("Blond_Hair", "Male"), "fairface": ("Male", "White"),
+}
+FAIRIF_ROWS = {
     "table5": {"erm", "cfair", "domind", "arl", "fairsmote", "influence", "fairif",
                "fairif_shuffled"},
-    "table11": {"erm", "fairif_100", "fairif_50", "fairif_25", "fairif_10",
-                "fairif_shuffled"},
+    "table11": {"erm", "fairif", "fairif_50", "fairif_25", "fairif_10", "fairif_shuffled"},
     "figure2": {"fairif"},
-    "strategies": {"erm", "full_finetuning", "aim_fair", "fairif", "fairif_shuffled"},
 }
 
 
@@ -45,10 +47,12 @@ def called(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     python.write_text(RECORDER)
     python.chmod(0o755)
     (folder / "record").unlink(missing_ok=True)
+    clean = {name: value for name, value in os.environ.items()
+             if name not in ("TARGET", "PROTECTED", "SETTING", "JOBS", "EDITS")}
     return subprocess.run(
         ["bash", str(ROOT / "runner.sh"), *words], check=False, capture_output=True, text=True,
-        env={**os.environ, "PYTHON": str(python), "RECORD": str(folder / "record"),
-             "LAUNCHER": "true", "SEEDS": "100 200", **environment},
+        env={**clean, "PYTHON": str(python), "RECORD": str(folder / "record"), "LAUNCHER": "true",
+             "SEEDS": "100 200", "BASH_COMPAT": "3.2", **environment},
     )  # fmt: skip
 
 
@@ -59,114 +63,283 @@ def recorded(folder: Path, *words: str, **environment: str) -> list[list[str]]:
     return [line.split("\x1f")[:-1] for line in (folder / "record").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("setting", ["demo", "celeba", "utkface"])
-def test_every_line_of_the_runner_is_taken(setting, tmp_path):
-    paper_only_for_celeba = {"table1", "table2", "table5", "table6", "table8", "table9", "table11"}
-    lines = []
-    for name in EXPERIMENTS:
-        if setting == "utkface" and name in paper_only_for_celeba:
-            continue
-        lines += [(name, line) for line in recorded(tmp_path, name, SETTING=setting)]
-    rows: dict[str, set[str]] = {}
-    for line in (line for _, line in lines if line[0] == "train.py"):
-        # flags, hyper-parameters and, where the paper's table is named, that it has the row
-        args = train.complete(train.parser().parse_args(line[1:]))
-        rows.setdefault(args.setting, set()).update([args.name] if args.name else args.methods)
-        assert args.paper_table is None or setting != "demo"
-    assert sum(map(len, rows.values())) > 40
-    words = [line for _, line in lines if line[0] == "-m"]
-    (panels,) = (tsne.parser().parse_args(line[2:]) for line in words if line[1] == "models.tsne")
-    assert set(panels.rows) <= rows[str(panels.setting).removeprefix("results/")]
-    assert panels.data_root.name == setting
-    images = [grids.parser().parse_args(line[2:]) for line in words if line[1].endswith(".grids")]
-    pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
-    assert [(args.target, args.protected) for args in images] == [pair, pair]
-    assert [args.cells for args in images] == [[(1, 1)], None]  # Figure 4, Figure 7
-    for line in (line for _, line in lines if line[:2] == ["-m", "utils.reporting.best"]):
-        command = dict(zip(line[3:7:2], line[4:8:2], strict=True))
-        assert set(line[8:]) <= rows[line[2].removeprefix("results/")]
-        if command["--paper-row"] and setting != "demo":
-            pair = ("Female", "White") if setting == "utkface" else ("Smiling", "Male")
-            assert paper_row("4", command["--paper-row"], setting, *pair)["wst"] > 80
+def trainings(lines: list[list[str]]) -> list[config.Config]:
+    """The train.py lines, parsed by its parser; --set and --baseline name what there is."""
+    parser = config.parser(
+        "", methods=[*METHODS, *CHOICES], datasets=DATASETS, backbones=backbones.BACKBONES,
+        criteria=CRITERIA,
+    )
+    taken = []
+    for line in (line for line in lines if line[0] == "train.py"):
+        args = config.config_of(vars(parser.parse_args(line[1:])))
+        for method, name in (pair.partition("=")[0].split(".") for pair in args.set):
+            assert method in args.methods and name in METHODS[method].defaults, (method, name)
+        taken.append(args)
+    return taken
 
 
-@pytest.mark.parametrize(("setting", "name"),
-                         [(setting, name) for setting, names in FAIRIF.items() for name in names])
-def test_every_fairif_line_of_the_runner_is_taken(setting, name, tmp_path):
-    rows = set()
-    for line in recorded(tmp_path, f"fairif-{name}", SETTING=setting):
-        if line[0] != "train.py":
-            continue
-        args = train.complete(train.parser().parse_args(line[1:]))
-        assert args.setting.endswith(f"/fairif-{name}")
-        rows.update([args.name] if args.name else args.methods)
-        if setting in ("celeba", "fairface") and name != "strategies":
-            assert args.backbone.endswith("_h128") and args.pretrain_lr == 2e-4
-            assert (args.pretrain_epochs, args.milestone, args.batch_size) == (50, 50, 128)
-            assert (args.pretrained == "imagenet") == (name == "table6")
-        weighs = any(method.startswith("fairif") for method in args.methods)
-        assert (setting == "demo" and weighs) == ("curvature_images" in args.options)
-    networks = ("resnet18",) if setting == "demo" else backbones.RESNETS
-    pairs = {f"{method}_{network}" for network in networks
-             for method in ("erm", "fairif", "fairif_shuffled")}
-    assert rows == ROWS.get(name, pairs)
+# --- every pair of the papers' tables ------------------------------------------------------------
 
 
-def seeds_of(line: list[str]) -> list[int]:
-    return train.parser().parse_args(line[1:]).seeds
+@pytest.mark.parametrize(("setting", "pair"),
+                         [(setting, pair) for setting, pairs in PAIRS.items() for pair in pairs])
+def test_every_experiment_is_taken_for_every_pair(setting, pair, tmp_path):
+    environment = {"SETTING": setting, "RESULTS": str(tmp_path / "results")}
+    if pair != PAIRS[setting][0]:  # by what the paper's command line would say
+        environment |= {"TARGET": pair[0], "PROTECTED": pair[1]}
+    for name in [*(f"table{number}" for number in NUMBERS), *FIGURES, *OTHERS]:
+        lines = recorded(tmp_path, name, **environment)
+        asked = pair if name != "table11" else ("Male", "Smiling" if setting == "demo" else "Young")
+        runs = trainings(lines)
+        assert runs or name in ("figure4", "figure7")
+        for args in runs:
+            assert (args.dataset, args.target, args.protected) == (setting, *asked), name
+            assert args.setting.split("/")[0] in ("demo", f"{setting}_{'_'.join(asked)}")
+            assert args.paper_table is None or name.startswith(("table", "figure1", "fairif"))
+        if name == "figure6":
+            (panels,) = [tsne.parser().parse_args(line[2:]) for line in lines
+                         if line[1] == "models.tsne"]
+            assert set(panels.rows) <= set(runs[0].methods)
+            assert (panels.setting, panels.data_root) == (
+                tmp_path / "results" / runs[0].setting, runs[0].data_root)
+        if name in ("figure4", "figure7"):
+            drawn = grids.parser().parse_args(lines[-1][2:])
+            assert (drawn.target, drawn.protected) == pair
+            assert drawn.cells == ([(1, 1)] if name == "figure4" else None)
 
 
-def test_the_papers_settings_take_ten_seeds_and_the_demo_three(tmp_path):
-    ten = list(range(100, 1001, 100))
-    assert [seeds_of(line) for line in recorded(tmp_path, "celeba", SEEDS="")] == [ten]
-    (line,) = recorded(tmp_path, "celeba", "Young", "Male", "--top-k", "50")
-    args = train.parser().parse_args(line[1:])
-    assert (args.target, args.protected, args.top_k) == ("Young", "Male", 50)
-    assert seeds_of(recorded(tmp_path, "table9", SEEDS="")[0]) == [100, 200, 300]
-    assert seeds_of(recorded(tmp_path, "table9", SEEDS="", SETTING="celeba")[0]) == ten
+def own_names(method: str) -> set[str]:
+    """What the paper may call a row of METHODS."""
+    row = (METHODS | CHOICES)[method].paper_row
+    return {row, {"Baseline (ERM)": "ERM"}.get(row, row)}
 
 
-def test_further_flags_reach_every_training(tmp_path):
-    lines = recorded(tmp_path, "fairif-strategies", "--tensorboard", "--seeds", "7")
-    trained = [train.parser().parse_args(line[1:]) for line in lines if line[0] == "train.py"]
-    assert len(trained) == 3
-    assert all(args.tensorboard and args.seeds == [7] for args in trained)
-    refused = called(tmp_path, "judge", "--tensorboard")
-    assert refused.returncode == 2 and "no further flags: --tensorboard" in refused.stderr
-    assert not (tmp_path / "record").exists()
+def test_every_row_that_aim_fair_prints_has_its_line(tmp_path):
+    """Of every table, dataset and pair: the experiment trains all rows beside the paper's."""
+    (tmp_path / "manifest.csv").touch()  # DiGA's edits are made beforehand
+    paper = pd.read_csv(TABLES / "aim_fair.csv", dtype={"table": str})
+    columns = ["table", "dataset", "target", "protected"]
+    for (table, setting, target, protected), rows in paper.groupby(columns):
+        environment = {"SETTING": setting, "TARGET": target, "PROTECTED": protected}
+        lines = recorded(tmp_path, f"table{table.split()[0]}", EDITS=str(tmp_path), **environment)
+        runs = [args for args in trainings(lines) if args.paper_table == table]
+        assert {(args.dataset, args.target, args.protected) for args in runs} == {
+            (setting, target, protected)}
+        named = set().union(*(own_names(method) for args in runs for method in args.methods))
+        assert set(rows["row"]) <= named, (table, target, protected)
 
 
-@pytest.mark.parametrize("flags", [["--launcher", "slurm"], ["--launcher=slurm"]])
-@pytest.mark.parametrize("name", ["table2", "table4", "figure1", "figure6", "fairif-table11"])
-def test_slurm_is_given_an_experiment_as_one_job_array(name, flags, tmp_path):
-    environment = {"SETTING": "celeba", "RESULTS": "my 'own' results"}
-    alone = recorded(tmp_path, name, **environment)
-    array = [*flags, "--slurm", "partition=gpu"]
-    together = recorded(tmp_path, name, *array, **environment, JOBS="2")
-    assert together == [["-m", "utils.job_array"]]
-    lines = list(map(shlex.split, (tmp_path / "record.lines").read_text().splitlines()))
-    assert lines == [line + array * (line[0] == "train.py") for line in alone]
-    assert len(lines) > 2
-
-
-def test_a_line_is_printed_so_that_it_can_be_pasted(tmp_path):
-    done = called(tmp_path, "table7", SETTING="celeba")
-    (printed, *_) = [line for line in done.stderr.splitlines() if "aim_fair_2x" in line]
-    before = (tmp_path / "record").read_text().splitlines()
-    subprocess.run(["bash", "-c", printed.removeprefix("$ ")], check=True,
-                   env={**os.environ, "RECORD": str(tmp_path / "record")})
-    again = (tmp_path / "record").read_text().splitlines()
-    assert again[:-1] == before
-    assert again[-1] in before and "AIM-Fair 2x synthetic" in again[-1]
+@pytest.mark.parametrize(("words", "environment", "pair", "table"), [
+    (["Young", "Male"], {}, ("Young", "Male"), "1"),
+    (["Male", "Young"], {}, ("Male", "Young"), "11"),
+    (["Smiling", "Young"], {}, ("Smiling", "Young"), "3"),
+    (["Young"], {}, ("Young", "Male"), "1"),
+    ([], {}, ("Smiling", "Male"), "3"),
+    ([], {"TARGET": "Young"}, ("Young", "Male"), "1"),
+])  # fmt: skip
+def test_celeba_takes_a_pair_and_further_flags(words, environment, pair, table, tmp_path):
+    (args,) = trainings(recorded(tmp_path, "celeba", *words, "--top-k", "50", **environment))
+    assert (args.target, args.protected, args.paper_table, args.top_k) == (*pair, table, 50)
+    assert args.methods == ("erm", "full_finetuning", "aim_fair")
+    paper_row(table, METHODS["aim_fair"].paper_row, "celeba", *pair)  # stands beside ours
 
 
 def test_the_demo_draws_the_pair_that_is_asked_for(tmp_path):
     generation = {"LAUNCHER": str(tmp_path / "python")}
     files = {("Smiling", "Young"): "Smiling_Young", ("Male", "Smiling"): "Smiling_Male"}
-    for pair, file in files.items():
-        environment = {"TARGET": pair[0], "PROTECTED": pair[1], **generation}
-        first = recorded(tmp_path, "table9", **environment)[0]
-        assert first[1] == "stable_diffusion.generate"
-        assert first[first.index("--prompts") + 1] == (
-            f"prompts/{file}_contextual_head_poses_50.json"
-        )
+    for (target, protected), file in files.items():
+        lines = recorded(tmp_path, "table5", TARGET=target, PROTECTED=protected, **generation)
+        prompts = [line[line.index("--prompts") + 1] for line in lines
+                   if line[0].endswith("stable_diffusion/generate.py")]
+        assert prompts == [f"prompts/{file}_{name}.json" for name in grids.SETS]
+        assert all((ROOT / path).exists() for path in prompts)
+        # each row trains on its own set
+        assert {name.removeprefix("synthetic_only_") for name in trainings(lines)[0].methods} == (
+            set(grids.SETS))
+    assert not any("generate" in word for line in recorded(
+        tmp_path, "table5", SETTING="celeba", **generation) for word in line)
+
+
+def test_the_demo_makes_digas_edits_and_elsewhere_they_are_given(tmp_path):
+    results, data = tmp_path / "results", tmp_path / "data"
+    (results / "demo/table1/erm/seed100").mkdir(parents=True)
+    (results / "demo/table1/erm/seed100/train.csv").write_text("file,y\n000001.jpg,1\n")
+    (data / "demo/faces_1/img_align_celeba").mkdir(parents=True)
+    environment = {"RESULTS": str(results), "DATA": str(data)}
+    erm, edit, rest = recorded(tmp_path, "table1", **environment)
+    assert trainings([erm])[0].methods == ("erm",)
+    assert edit[1] == "stable_diffusion.edit"
+    assert edit[edit.index("--images") + 1] == str(data / "demo/faces_1/img_align_celeba")
+    out = Path(edit[edit.index("--out") + 1])
+    assert "diga" not in trainings([rest])[0].methods  # nothing was edited by the recorder
+    out.mkdir(parents=True)
+    (out / "manifest.csv").touch()
+    (args,) = trainings(recorded(tmp_path, "table1", **environment)[2:])
+    assert "diga" in args.methods and args.edits == out
+    assert {pair.partition(".")[0] for pair in args.set} >= {"jtt", "diga", "cvar_dro"}
+    done = called(tmp_path, "table1", SETTING="celeba", EDITS="none")
+    assert "DiGA is left out: EDITS=none" in done.stderr and "diga" not in done.stdout
+
+
+# --- FairIF --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", FAIRIF)
+@pytest.mark.parametrize("name", [*FAIRIF_ROWS, "table6"])
+def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
+    runs = trainings(recorded(tmp_path, f"fairif-{name}", SETTING=setting))
+    for args in runs:
+        assert (args.dataset, args.target, args.protected) == (setting, *FAIRIF[setting])
+        assert args.setting.endswith(f"/fairif-{name}")
+        if setting != "demo":
+            assert args.backbone.endswith("_h128") and args.pretrain_lr == 2e-4
+            assert (args.pretrain_epochs, args.batch_size, args.size) == (50, 128, None)
+            assert args.pretrain_milestone == 50  # no schedule
+            assert (args.pretrained == "imagenet") == (name == "table6")
+        weighing = {method for method in args.methods if method.startswith("fairif")}
+        given = {pair.partition(".")[0] for pair in args.set}
+        assert given == (weighing if setting == "demo" else set())
+        assert setting != "demo" or not weighing or "curvature_images=300" in str(args.set)
+    if name == "table6":
+        networks = ["resnet18"] if setting == "demo" else backbones.RESNETS
+        assert {args.name for args in runs} == {
+            f"{method}_{network}" for network in networks
+            for method in ("erm", "fairif", "fairif_shuffled")}
+    else:
+        assert set(runs[0].methods) == FAIRIF_ROWS[name] and len(runs) == 1
+
+
+# --- flags, seeds, jobs --------------------------------------------------------------------------
+
+
+def test_the_papers_settings_take_ten_seeds_and_the_demo_three(tmp_path):
+    ten = tuple(range(100, 1001, 100))
+    for setting, seeds in (("demo", (100, 200, 300)), ("celeba", ten), ("utkface", ten)):
+        (args,) = trainings(recorded(tmp_path, "table9", SEEDS="", SETTING=setting))
+        assert args.seeds == seeds
+        assert args.prompt_set.endswith("poses_50") == (setting != "utkface")
+        assert args.paper_table == "9" and args.baseline == "erm"
+
+
+def test_further_flags_reach_every_training(tmp_path):
+    trained = trainings(recorded(tmp_path, "table2", "--tensorboard", "--seeds", "7"))
+    assert len(trained) == 6  # ERM's list of images, and the table, for three sizes
+    assert all(args.tensorboard and args.seeds == (7,) for args in trained)
+    assert [args.size for args in trained] == [750, 750, 375, 375, 150, 150]
+    blanks = "a folder with 'blanks'"
+    (args,) = trainings(recorded(tmp_path, "demo", RESULTS=blanks, DATA=f"{blanks}/data"))
+    assert args.results == Path(blanks) and args.data_root == Path(blanks) / "data/demo"
+    for name in ("judge", "figure4", "figure7"):
+        refused = called(tmp_path, name, "--tensorboard")
+        assert refused.returncode == 2 and "no further flags: --tensorboard" in refused.stderr
+        assert not (tmp_path / "record").exists()
+
+
+def test_jobs_are_train_pys(tmp_path):
+    assert [args.jobs for args in trainings(recorded(tmp_path, "table2", JOBS="2"))] == [2] * 6
+    assert [args.jobs for args in trainings(recorded(tmp_path, "table9"))] == [1]
+
+
+@pytest.mark.parametrize("flags", [["--launcher", "slurm"], ["--launcher=slurm"]])
+def test_with_slurm_every_table_is_one_line_of_train_py(flags, tmp_path):
+    array = [*flags, "--slurm", "partition=gpu", "gpus=1"]
+    for number in NUMBERS:
+        lines = recorded(tmp_path, f"table{number}", *array, SETTING="celeba")
+        runs = trainings(lines)
+        assert len(lines) == len(runs) == (3 if number == 2 else 1), number
+        assert all(args.launcher == "slurm" and args.slurm == ("partition=gpu", "gpus=1")
+                   for args in runs)
+    done = called(tmp_path, "figure1", *array, SETTING="celeba")
+    # what needs finished runs is printed, to be given later
+    assert "-m utils.reporting.plots results/celeba_Smiling_Male/table3" in done.stderr
+    assert len(trainings(recorded(tmp_path, "figure1", *array, SETTING="celeba"))) == 2
+    assert [line[1] for line in recorded(tmp_path, "figure1", SETTING="celeba")
+            if line[0] == "-m"] == ["utils.reporting.masks", "utils.reporting.plots"]
+
+
+def test_a_line_is_printed_so_that_it_can_be_pasted(tmp_path):
+    done = called(tmp_path, "table8", SETTING="celeba", RESULTS="my 'own' results")
+    (printed,) = [line for line in done.stderr.splitlines() if "train.py" in line]
+    before = (tmp_path / "record").read_text()
+    subprocess.run(["bash", "-c", printed.removeprefix("$ ")], check=True,
+                   env={**os.environ, "RECORD": str(tmp_path / "record")})
+    assert (tmp_path / "record").read_text() == 2 * before
+    assert "8 (ViT-S/32)" in before and "my 'own' results" in before
+
+
+def test_wrong_words_are_one_sentence(tmp_path):
+    for words, environment, said in (
+        (["table12"], {}, "no experiment 'table12'; there are: demo judge"),
+        (["train"], {}, "no experiment 'train'"),  # a function, but no experiment
+        (["table3"], {"SETTING": "fairface"}, "table3 has no SETTING=fairface"),
+        (["fairif-table5"], {"SETTING": "utkface"}, "fairif-table5 has no SETTING=utkface"),
+        (["table3"], {"SETTING": "nowhere"}, "table3 has no SETTING=nowhere"),
+    ):
+        done = called(tmp_path, *words, **environment)
+        assert done.returncode == 2 and said in done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert not (tmp_path / "record").exists()
+
+
+def test_the_judges_are_balanced_and_one_for_each_attribute(tmp_path):
+    *judges, audit = recorded(tmp_path, "judge", SETTING="celeba")  # it judges the demo's images
+    assert [(a.dataset, a.target, a.protected, a.minority, a.seeds) for a in trainings(judges)] == [
+        ("demo", "Smiling", "Male", 0.5, (100,)), ("demo", "Male", "Smiling", 0.5, (100,))]
+    assert audit.count("--judge") == 2 and audit[1] == "stable_diffusion.audit"
+
+
+# --- the script itself ---------------------------------------------------------------------------
+
+# What macOS's bash 3.2 does not have, or does otherwise; BASH_COMPAT above turns little of it off.
+NEWER_THAN_BASH_3_2 = {
+    r"\$\{[^}]*@[QEPAaKkUuL]\}": "${x@Q}",
+    r"\$\{[A-Za-z_]\w*(\[[@*]\])?[,^]": "${x,,}, ${x^^}",
+    r"\b(mapfile|readarray|coproc|BASHPID|EPOCHSECONDS)\b": "builtins",
+    r"\b(declare|local|typeset)\s+-\w*[AgnlU]": "associative arrays, name references",
+    r"\[-\d+\]": "negative subscripts",
+    r"\$\{[@*]": "${@:2}, which an unset list makes an error in some",
+    r"&>>|\|&|;;?&": "redirections, case's fall-through",
+    r"\[\[ .*-v ": "[[ -v",
+    r"\bwait -n\b|\bglobstar\b|%\([^)]*\)T": "wait -n, globstar, printf's time",
+    r"\{\d+\.\.\d+\.\.": "steps of a sequence",
+    r"(?<!\+\")\$\{\w+\[@\]\}": "an empty array, unset in its set -u",
+}
+GNU_ONLY = r"\b(nproc|realpath|readlink -f|tac|shuf|seq|timeout|sed -i|sed -r|xargs -r|date -d)\b"
+
+
+def code_of(script: str) -> str:
+    """Without comments."""
+    return re.sub(r"(?m)(^|\s)#.*$", "", script)
+
+
+def offences(script: str) -> list[str]:
+    code = code_of(script)
+    return [said for pattern, said in (*NEWER_THAN_BASH_3_2.items(), (GNU_ONLY, "GNU only"))
+            if re.search(pattern, code)]
+
+
+@pytest.mark.parametrize("path", ["runner.sh", "stable_diffusion/generation.sh"])
+def test_the_scripts_are_for_bash_3_2_and_macos(path):
+    assert offences((ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize("line", [
+    'QUEUE+=("${*@Q}")', "echo ${name,,}", "mapfile -t lines", "declare -A rows", "echo ${a[-1]}",
+    'rows "${@:3}"', "run &>> log", "wait -n", 'python "${MORE[@]}"', "threads=$(nproc)",
+    "printf '%(%s)T'", "for i in {1..9..2}; do :; done", "local -n row=$1", "echo ${x@Q}",
+])  # fmt: skip
+def test_newer_lines_are_found(line):
+    assert offences(line)
+    assert offences('run ${MORE[@]+"${MORE[@]}"}; echo "${name##* }" "$@" | sed -E s/a/b/') == []
+
+
+def test_it_is_short_and_every_function_can_be_asked_for():
+    functions = set(re.findall(r"(?m)^([\w-]+)\(\) \{", RUNNER))
+    (names,) = re.findall(r'EXPERIMENTS="([^"]*)"', RUNNER)
+    helpers = {"pair", "train", "run", "show", "after", "images", "prompts", "on_demo", "debiasing",
+               "edits", "grids", "fairif", "demo_fairif"}
+    assert functions == set(names.split()) | helpers
+    assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", RUNNER)  # no function within a function
+    bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", RUNNER)
+    assert len(bodies) > 20 and max(body.count("\n") for body in bodies) <= 15
+    assert RUNNER.count("\n") <= 320 and max(map(len, RUNNER.splitlines())) <= 100

@@ -21,9 +21,9 @@ from models.selection import (
     select_tensors,
     top,
 )
-from utils.engine import Recipe
 from utils.errors import UserError
 from utils.gradients import mean_gradients
+from utils.recipe import Recipe
 
 # Delta1 = |real - biased| and Delta2 = |biased - balanced|, worked out by hand below.
 REAL = {"a": [1.0, 1.0], "b": [0.0, 4.0], "c": [2.0], "d": [3.0, 3.0]}

@@ -3,21 +3,15 @@ networks where they can be used, seeds side by side."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.base import ImageTable
@@ -32,12 +26,10 @@ from models.fairif.method import FairIF
 from models.finetune import freeze_all_but
 from models.ltgc import LTGC
 from models.method import Method, bce
-from models.strategies import _method
-from stable_diffusion.writer import is_running
 from utils import options
-from utils.engine import Recipe
 from utils.errors import UserError
 from utils.gradients import mean_gradients
+from utils.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 8  # images of a batch
@@ -57,8 +49,11 @@ MAKE = {
     "byol": lambda net: BYOL(
         *encoder_of(net), RECIPE, options=DiGA.defaults | {"hidden": 8, "projection": 4}
     ),
-    "diga": lambda net: DiGA(net, RECIPE, options=DiGA.defaults, encoder=None),
-    "fairif": lambda net: FairIF(net, RECIPE, weights=torch.ones(SIZE, device=net.fc.bias.device)),
+    "diga": lambda net: DiGA(
+        net, RECIPE, options=DiGA.defaults,
+        encoder={k: v for k, v in net.state_dict().items() if not k.startswith("fc.")},
+    ),
+    "fairif": lambda net: FairIF(net, RECIPE, weights=np.ones(SIZE)),
     "cfair": lambda net: CFair(
         net, RECIPE, options=CFair.defaults, by_class=torch.ones(SIZE), by_group=torch.ones(SIZE)
     ),
@@ -242,18 +237,6 @@ def test_compiled_training_is_the_same(name, traced, monkeypatch):
     assert {shape[0] for shape in traced} == {SIZE}
 
 
-def test_only_training_is_compiled(traced):
-    args = _settings(compile=True)
-    assert _method(tiny.Network(), RECIPE, args).network.__class__ is tiny.Network
-    compiled = _method(tiny.Network(), RECIPE, args, compiled=args.compile)
-    assert isinstance(compiled.network, nn.Module)
-    assert compiled.network is not compiled.model
-
-
-def _settings(**more):
-    return SimpleNamespace(autocast=None, batch_norm="update", finetune=RECIPE, **more)
-
-
 def test_a_missing_compiler_is_said_before_the_start(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="--compile needs a C"):
@@ -261,88 +244,3 @@ def test_a_missing_compiler_is_said_before_the_start(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(options.shutil, "which", lambda name: f"/bin/{name}")
     options.check_compiler()
-
-
-# --- JOBS ----------------------------------------------------------------------------------------
-
-# Stands in for python: notes when a call of train.py with one seed began and ended, and fails for
-# the seed FAIL. Two calls at once wait for each other, which calls in turn could not.
-PYTHON = """#!/bin/bash
-[ "$1" = train.py ] || exit 0  # the paired differences after it
-seeds=$(sed -E 's/.*--seeds (([0-9]+ )*[0-9]+).*/\\1/' <<< "$*")
-echo "$seeds" >> "$RECORD/calls"
-echo "$OMP_NUM_THREADS" > "$RECORD/threads$seeds"
-case $seeds in
-  1 | 2) touch "$RECORD/began$seeds"
-    for i in $(seq 200); do
-      [ -e "$RECORD/began$((3 - seeds))" ] && break
-      sleep 0.05
-    done
-    [ $i -lt 200 ] || echo alone >> "$RECORD/calls" ;;
-esac
-[ "$seeds" != "${FAIL:-}" ] || exit 2
-"""
-
-
-def run_jobs(folder: Path, **environment: str) -> tuple[int, list[str]]:
-    """(exit status, calls of train.py by their seeds) of the runner's table 9 with seeds 1 2 3."""
-    python = folder / "python"
-    python.write_text(PYTHON)
-    python.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(ROOT / "runner.sh"), "table9"], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHON": str(python), "RECORD": str(folder), "SEEDS": "1 2 3",
-             "SETTING": "celeba", **environment},
-    )  # fmt: skip
-    calls = folder / "calls"
-    return done.returncode, calls.read_text().splitlines() if calls.exists() else []
-
-
-def test_jobs_train_seeds_at_once_and_sum_up_after(tmp_path):
-    code, calls = run_jobs(tmp_path, JOBS="2", OMP_NUM_THREADS="5")
-    assert code == 0
-    assert sorted(calls[:3]) == ["1", "2", "3"]  # and 1 and 2 did not have to wait in vain
-    assert calls[3:] == ["1 2 3"]
-    assert (tmp_path / "threads1").read_text() == "5\n"
-
-
-def test_jobs_share_the_cores(tmp_path):
-    run_jobs(tmp_path, JOBS="2", OMP_NUM_THREADS="")
-    cores = len(os.sched_getaffinity(0))
-    assert (tmp_path / "threads3").read_text() == f"{(cores + 1) // 2}\n"
-
-
-def test_a_failed_job_stops_before_the_summary(tmp_path):
-    code, calls = run_jobs(tmp_path, JOBS="2", FAIL="2")
-    assert code != 0
-    assert "1 2 3" not in calls
-
-
-def test_ctrl_c_stops_every_job(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\necho $$ > "$RECORD/$RANDOM.pid"\nexec sleep 100\n')
-    python.chmod(0o755)
-    # where tests are started in a script's background it is ignored, by their children too
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    runner = subprocess.Popen(
-        ["bash", str(ROOT / "runner.sh"), "table9"], start_new_session=True,
-        env={**os.environ, "PYTHON": str(python), "RECORD": str(tmp_path), "SEEDS": "1 2 3",
-             "SETTING": "celeba", "JOBS": "2"},
-    )  # fmt: skip
-    signal.signal(signal.SIGINT, before)
-    while len(pids := [path.read_text() for path in tmp_path.glob("*.pid")]) < 2 or "" in pids:
-        time.sleep(0.05)
-    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
-    assert runner.wait(timeout=60) != 0
-    assert len(list(tmp_path.glob("*.pid"))) == 2  # neither seed 3 nor the summary was begun
-    for _ in range(100):
-        if not any(is_running(pid.strip()) for pid in pids):
-            return
-        time.sleep(0.05)
-    raise AssertionError("a job goes on")
-
-
-def test_one_job_is_one_call_and_a_wrong_number_none(tmp_path):
-    assert run_jobs(tmp_path) == (0, ["1 2 3"])
-    (tmp_path / "calls").unlink()
-    assert run_jobs(tmp_path, JOBS="two") == (2, [])

@@ -8,4 +8,4 @@ import train
 from models import backbones
 
 backbones.BACKBONES["tiny"] = tiny.Network
-main, train_only = train.main, train.train_only
+main = train.main

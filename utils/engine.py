@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,49 +15,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError, reason
 from utils.files import atomic_path, write_atomic
-
-PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again (EX_TEMPFAIL)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One training stage; the numbers are the released code's unless a comment says otherwise."""
-
-    epochs: int
-    lr: float
-    milestone: int = 10  # epoch after which the rate is multiplied by gamma
-    gamma: float = 0.1  # the paper says "by a factor of 0.01", the release runs 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    ties: str = "later"  # of equally accurate epochs keep the "later" or the "earlier" one
-
-
-class Preemption:
-    """Notes a SIGTERM or SIGUSR2, SLURM's warning before a job's time is up (utils/launcher.py).
-
-    The loop then finishes its step, saves and exits with code PREEMPTED. Where nothing has to be
-    saved (gradients, waiting for a lock, between runs) `check` exits.
-    """
-
-    def __init__(self):
-        self.requested, self.signal = False, signal.SIGTERM
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _) -> None:
-        self.requested, self.signal = True, signal.Signals(number)
-
-    def check(self) -> None:
-        if self.requested:
-            print(f"{self.signal.name}: stopped; the same command goes on", flush=True)
-            raise SystemExit(PREEMPTED)
-
-
-PREEMPTION = Preemption()
-# Called after every epoch with the stage's log so far; they look on and change nothing.
-OBSERVERS: list[Callable[[list[dict]], None]] = []
+from utils.preemption import PREEMPTION
 
 
 def logits_of(method, loader) -> np.ndarray:
@@ -106,14 +62,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged ({reason(error)}); delete it: training restarts")
 
 
-def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
+def fit(
+    method, loader, val_loader, folder: Path, name: str,
+    observers: Sequence[Callable[[list[dict]], None]] = (),
+) -> list[dict]:
     """Train to the recipe's last epoch; folder/model.pt then is the kept epoch's model.
 
     The kept epoch is the most accurate on val_loader (no group labels), or the last one where
     val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
     the same arguments goes on from there and ends in the same bits (on CPU). It holds the kept
     weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
-    Raises UserError where the loss is not finite.
+    observers: called after every epoch with the log so far; they change nothing. Raises UserError
+    where the loss is not finite.
     """
     recipe, state_path = method.recipe, folder / "state.pt"
     log: list[dict] = []
@@ -175,7 +135,7 @@ def fit(method, loader, val_loader, folder: Path, name: str) -> list[dict]:
         total = None
         save(epoch + 1, 0)
         write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
-        for observe in OBSERVERS:
+        for observe in observers:
             observe(log)
         bar.update(1)
         bar.set_postfix(loss=f"{mean:.4f}", val_acc=row.get("val_acc"))

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.engine import OBSERVERS
 from utils.errors import UserError
-from utils.runs import RECORD, read_log, read_record
+from utils.records import RECORD, read_log, read_record
+from utils.run import Run
 
 SCALARS = ("loss", "val_acc", "lr")  # of a row of the log
 
@@ -99,7 +99,7 @@ def _figures(metrics: dict, name: str) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def events_of(run: Path, folder: Path | None) -> Iterator[None]:
+def events_of(run: Run, folder: Path | None) -> Iterator[None]:
     """Follow a run within this context, and write all of it at the end; nothing without a folder.
 
     Raises UserError where the folder cannot be written.
@@ -108,10 +108,10 @@ def events_of(run: Path, folder: Path | None) -> Iterator[None]:
         yield
         return
     events = Events(folder)
-    OBSERVERS.append(events.epoch)
+    run.observers.append(events.epoch)
     try:
         yield
-        events.whole(run)
+        events.whole(run.folder)
     except OSError as error:
         if str(folder) not in str(error.filename):
             raise
@@ -119,5 +119,5 @@ def events_of(run: Path, folder: Path | None) -> Iterator[None]:
             f"{folder} cannot be written ({error.strerror}); mend that or leave out --tensorboard"
         ) from None
     finally:
-        OBSERVERS.remove(events.epoch)
+        run.observers.remove(events.epoch)
         events.close()

@@ -15,16 +15,16 @@ import importlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from utils.engine import PREEMPTED, PREEMPTION
 from utils.errors import UserError, reason
+from utils.preemption import PREEMPTED, PREEMPTION
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHERS = ("none", "slurm", "local")
@@ -140,6 +140,8 @@ def submit(
     given = parse_parameters(pairs)
     parameters = DEFAULTS | {"name": name} | given
     if launcher == "local":  # submitit's own defaults: two minutes, no GPU
+        import torch
+
         here = {"timeout_min": LOCAL_MINUTES, "gpus_per_node": torch.cuda.device_count()}
         parameters |= here | given
     executor = submitit.AutoExecutor(
@@ -184,3 +186,46 @@ def wait(jobs: Sequence) -> None:
             f"{len(failed)} of {len(jobs)} runs failed, the first with '{(said or ['?'])[-1]}'; "
             f"look at {log}, mend that and start the same command again"
         )
+
+
+def launch(config, tasks: Sequence[Task], last: Task) -> bool:
+    """The runs of a command as jobs; whether `last` is SLURM's last job, and so not to be done
+    here. With --launcher local it waits for the runs."""
+    folder = config.results / config.setting / "submitit"
+    jobs = submit(config.launcher, config.slurm, tasks, last, folder, config.setting)
+    if config.launcher == "local":
+        wait(jobs)
+        return False
+    print(f"{len(tasks)} runs submitted, tables to follow by job {jobs[-1].job_id}; logs "
+          f"are in {folder}")
+    return True
+
+
+def in_parallel(commands: Sequence[Sequence[str]], jobs: int) -> None:
+    """Run the commands, at most `jobs` at once, each with its share of the processor's threads.
+
+    A signal for this process is passed on. Raises UserError where one failed, with what it said.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1"}
+    waiting, running = deque(commands), []
+    failed: list[str] = []
+    try:
+        while (waiting and not failed) or running:
+            while waiting and not failed and len(running) < jobs:
+                running.append(subprocess.Popen(
+                    waiting.popleft(), env=environment, stderr=subprocess.PIPE, text=True))
+            PREEMPTION.check()
+            for process in [one for one in running if one.poll() is not None]:
+                running.remove(process)
+                said = [line for line in process.stderr.read().splitlines() if line.strip()]
+                if process.returncode:
+                    failed.append((said or [f"exit code {process.returncode}"])[-1])
+            time.sleep(0.1)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+    if failed:
+        raise UserError(f"a run failed with '{failed[0]}'; mend that and rerun the same command")

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
 
@@ -52,6 +53,31 @@ def check_compiler() -> None:
     """Raise UserError where torch.compile would find no C++ compiler, long after the start."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler: install g++, or start without --compile")
+
+
+def options_of(pairs: Sequence[str], methods: Mapping[str, Any]) -> dict[str, dict]:
+    """{method: the hyper-parameters that --set gives it} from NAME=VALUE and METHOD.NAME=VALUE.
+
+    methods: name -> what has `defaults` and `ranges`. Raises UserError as `parse_options`, for
+    NAME=VALUE with several methods and for a method that is not run.
+    """
+    by_method: dict[str, list[str]] = {name: [] for name in methods}
+    for pair in pairs:
+        method, dot, _ = pair.partition("=")[0].rpartition(".")
+        if dot:
+            if method not in by_method:
+                raise UserError(f"--set {pair}: {method} is none of --methods {' '.join(methods)}")
+            by_method[method].append(pair[len(method) + 1 :])
+        elif len(methods) > 1:
+            raise UserError(
+                f"--set {pair} speaks of one method of several: write METHOD.{pair}"
+            )
+        else:
+            by_method[next(iter(methods))].append(pair)
+    return {
+        name: parse_options(own, name, methods[name].defaults, methods[name].ranges)
+        for name, own in by_method.items()
+    }
 
 
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.debiasing.base import Debiasing, losses_of
+from models.debiasing.base import losses_of
+from models.method import Batch, Method
 
 
 def cvar(losses: Tensor, alpha: float) -> Tensor:
@@ -20,7 +21,7 @@ def cvar(losses: Tensor, alpha: float) -> Tensor:
     return (ordered * (share - rank).clamp(0, 1)).sum() / share
 
 
-class CVaRDRO(Debiasing):
+class CVaRDRO(Method):
     """The batch's CVaR instead of its mean loss (Levy 2020, mini-batch estimator).
 
     CVaR is taken within a batch, so the batch size is a hyper-parameter too. Departures: SGD with
@@ -32,11 +33,7 @@ class CVaRDRO(Debiasing):
     defaults = {"alpha": 0.1}
     ranges = {"alpha": (1e-4, 1.0)}
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         _, x, y, _ = batch
         with self.precision(x):
-            loss = cvar(losses_of(self.network, x, y), self.options["alpha"])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+            return cvar(losses_of(self.network, x, y), self.options["alpha"])

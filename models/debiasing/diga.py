@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import ImageTable
-from datasets.mixing import Data
+from datasets.edits import pair_loader
 from models.backbones import load_weights, output_layer
-from models.debiasing.base import Debiasing
-from models.debiasing.edits import pair_loader
-from models.method import Method
-from models.strategies import new_model
-from utils.engine import fit
-from utils.files import remove_leftovers
-from utils.runs import read_log
+from models.method import Batch, Method, fit_stage, new_model
+from utils.run import Run
 
 
 def encoder_of(model: nn.Module) -> tuple[nn.Module, int]:
@@ -60,13 +53,12 @@ class BYOL(Method):
     """
 
     def __init__(self, encoder: nn.Module, features: int, recipe, *, options: dict, autocast=None):
-        self.options = options
         hidden, size = options["hidden"], options["projection"]
         device = next(encoder.parameters()).device
         self.online = nn.Sequential(encoder, _mlp(features, hidden, size)).to(device)
         self.predictor = _mlp(size, hidden, size).to(device)
         self.target = deepcopy(self.online).requires_grad_(False)
-        super().__init__(encoder, recipe, autocast=autocast)
+        super().__init__(encoder, recipe, options=options, autocast=autocast)
 
     def setup(self) -> None:
         self.optimizer = torch.optim.Adam(
@@ -77,7 +69,7 @@ class BYOL(Method):
         for part in (self.online, self.predictor, self.target):
             part.train()  # the target takes batch statistics too
 
-    def loss(self, x: Tensor) -> Tensor:
+    def pair_loss(self, x: Tensor) -> Tensor:
         """Both directions' loss of pairs x [2B, ...]: rows i and B + i belong together."""
         views = x.chunk(2)
         predicted = [self.predictor(self.online(view)) for view in views]
@@ -85,15 +77,15 @@ class BYOL(Method):
             target = [self.target(view) for view in views]
         return byol_loss(predicted[0], target[1]) + byol_loss(predicted[1], target[0])
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         _, x, _, _ = batch
         with self.precision(x):
-            loss = self.loss(x)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+            return self.pair_loss(x)
+
+    def update(self, batch: Batch) -> Tensor:
+        loss = super().update(batch)
         move_average(self.target, self.online, self.options["target_decay"])
-        return loss.detach()
+        return loss
 
     def end_epoch(self) -> None:
         pass  # the rate is constant
@@ -107,13 +99,13 @@ class BYOL(Method):
             getattr(self, name).load_state_dict(value)
 
 
-class DiGA(Debiasing):
+class DiGA(Method):
     """An encoder for which edits of the spurious attribute change nothing; then a linear probe.
 
     (1) For every training image, edits of the spurious attribute by a random degree that keep the
     target; (2) BYOL on pairs of edits; (3) a linear layer on the frozen encoder, on the training
     images with their target labels (Zhang 2024).
-    The edits come ready-made (--edits, models/debiasing/edits.py). The paper makes them with a
+    The edits come ready-made (--edits, datasets/edits.py). The paper makes them with a
     StyleGAN2 trained on the biased set, inverted by e4e, and finds the spurious direction itself,
     without group labels, from two logistic boundaries of the target of different regularisation;
     stable_diffusion/edit.py uses the text-to-image model at hand instead, and its prompts name the
@@ -123,6 +115,7 @@ class DiGA(Debiasing):
     by validation accuracy. An epoch of BYOL costs about 2.7 times one of ERM's.
     """
 
+    stages = ("byol", "probe")
     paper_row = "DiGA"
     needs_edits = True
     defaults = {
@@ -138,48 +131,37 @@ class DiGA(Debiasing):
         "hidden": (1, 10**6), "projection": (1, 10**6), "probe_lr": (1e-9, 100.0),
     }
 
-    def __init__(self, model: nn.Module, recipe, *, encoder: dict[str, Tensor] | None, **rest):
-        """encoder: state dict of `encoder_of(model)`; None where a checkpoint will bring it."""
+    def __init__(self, model: nn.Module, recipe, *, encoder: dict[str, Tensor], **rest):
+        """encoder: state dict of `encoder_of(model)`."""
         self.head = output_layer(model)
-        if encoder is not None:
-            missing, unknown = model.load_state_dict(encoder, strict=False)
-            if unknown or not all(name.startswith(f"{self.head}.") for name in missing):
-                raise ValueError("the encoder is not that of this network")
+        missing, unknown = model.load_state_dict(encoder, strict=False)
+        if unknown or not all(name.startswith(f"{self.head}.") for name in missing):
+            raise ValueError("the encoder is not that of this network")
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def tables(cls, data: Data) -> dict[str, ImageTable]:
-        return super().tables(data) | {"edited": data.settings.edited}
+    def byol(cls, run: Run) -> None:
+        """The encoder, trained on pairs of edits."""
+        def make() -> BYOL:
+            network, features = encoder_of(new_model(run))
+            recipe = replace(run.config.pretrain, epochs=run.options["byol_epochs"])
+            return BYOL(network, features, recipe, options=run.options,
+                        autocast=run.config.autocast)
+
+        fit_stage(run, "byol", make, lambda: pair_loader(run), choose=False)
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        stage, encoder = folder / "byol", None
-        if not (folder / "state.pt").exists():  # the probe's state holds the encoder too
-            if not (stage / "model.pt").exists():
-                stage.mkdir(exist_ok=True)
-                remove_leftovers(stage)
-                network, features = encoder_of(new_model(settings, seed))
-                recipe = replace(settings.pretrain, epochs=options["byol_epochs"])
-                method = BYOL(
-                    network, features, recipe, options=options, autocast=settings.autocast
-                )
-                fit(method, pair_loader(settings, len(data.real), seed), None, stage, "byol")
-            (stage / "state.pt").unlink(missing_ok=True)
-            encoder = load_weights(stage / "model.pt", "the BYOL encoder")
-        log = read_log(stage / "log.jsonl")
-        return {"encoder": encoder}, data.real, log
+    def probe(cls, run: Run) -> Method:
+        """The linear layer on the frozen encoder."""
+        return super().train(run)
 
     @classmethod
-    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
-        result = super().run(data, settings, seed, folder, shared)
-        (folder / "byol" / "model.pt").unlink(missing_ok=True)
-        return result
+    def arguments(cls, run: Run) -> dict:
+        return {"encoder": load_weights(run.folder / "byol" / "model.pt", "the BYOL encoder")}
 
     def setup(self) -> None:
         self.frozen_batch_norm = True  # the encoder is frozen as it is, running statistics too
         self.model.requires_grad_(False)
         head = self.model.get_submodule(self.head).requires_grad_(True)
         self.optimizer = torch.optim.Adam(head.parameters(), lr=self.options["probe_lr"])
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer, [self.recipe.milestone], gamma=self.recipe.gamma
-        )
+        self.schedule = self.recipe.schedule(self.optimizer)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing, losses_of, reference_logits, refuse_empty
+from models.debiasing.base import losses_of, refuse_empty, train_reference
+from models.method import Batch, Method
+from utils.files import read_array, write_array
+from utils.run import Run
 
 
 def scale_gradients(logits: Tensor, y: Tensor) -> Tensor:
@@ -48,35 +50,19 @@ def soft_environments(
     return torch.sigmoid(w).float()
 
 
-def infer_environments(
-    data: Data, settings, seed: int, folder: Path, options: dict, method: str
-) -> tuple[np.ndarray, list[dict]]:
-    """(environment 0 or 1 of each training row, int64 [N]; the reference's log).
-
-    The reference is ERM for options["reference_epochs"] epochs; the split is at q = 0.5.
-    """
-    epochs = options["reference_epochs"]
-    reference = folder / "reference"
-    logits, log = reference_logits(data, settings, seed, reference, epochs)
-    q = soft_environments(
-        torch.from_numpy(logits), torch.from_numpy(data.real.y), steps=options["inference_steps"],
-        lr=options["inference_lr"], generator=torch.Generator().manual_seed(seed),
-    )
-    environments = (q > 0.5).long().numpy()
-    sizes = np.bincount(environments, minlength=2)
-    refuse_empty(int(sizes.min()), reference, method, "reference_epochs", epochs)
-    log[-1] |= {"environments": sizes.tolist()}
-    return environments, log
-
-
 def group_means(losses: Tensor, groups: Tensor, count: int) -> Tensor:
     """Mean loss of every group float [count], 0 for one without samples; groups int64 [B]."""
     member = F.one_hot(groups, count).to(losses.dtype)
     return (losses @ member) / member.sum(0).clamp_min(1)
 
 
-class InferredEnvironments(Debiasing):
-    """A method over the two environments that EIIL infers before it: `self.environments`."""
+class InferredEnvironments(Method):
+    """A method over the two environments that EIIL infers before it: `self.environments`.
+
+    The reference is ERM for options["reference_epochs"] epochs; the split is at q = 0.5.
+    """
+
+    stages = ("reference", "inference", "train")
 
     def __init__(self, model, recipe, *, environments: np.ndarray, **rest):
         device = next(model.parameters()).device
@@ -84,11 +70,34 @@ class InferredEnvironments(Debiasing):
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        environments, log = infer_environments(
-            data, settings, seed, folder, options, cls.paper_row
-        )
-        return {"environments": environments}, data.real, log
+    def reference(cls, run: Run) -> None:
+        train_reference(run, run.options["reference_epochs"])
+
+    @classmethod
+    def inference(cls, run: Run) -> None:
+        """environments.npy: 0 or 1 of each training row, int64 [N]."""
+        options = run.options
+        with run.stage("inference", "environments.npy") as stage:
+            path = stage.folder / "environments.npy"
+            if not stage.finished:
+                logits = read_array(run.folder / "reference" / "logits.npy", (None,), np.float32)
+                q = soft_environments(
+                    torch.from_numpy(logits), torch.from_numpy(run.data.real.y),
+                    steps=options["inference_steps"], lr=options["inference_lr"],
+                    generator=torch.Generator().manual_seed(run.seed),
+                )
+                write_array(path, (q > 0.5).long().numpy())
+        sizes = np.bincount(read_array(path, (len(run.data.real),), np.int64), minlength=2)
+        if sizes.min() == 0:
+            shutil.rmtree(stage.folder)
+        refuse_empty(int(sizes.min()), run, cls.paper_row, "reference_epochs",
+                     options["reference_epochs"])
+        run.add_log(run.folder / "reference", environments=sizes.tolist())
+
+    @classmethod
+    def arguments(cls, run: Run) -> dict:
+        path = run.folder / "inference" / "environments.npy"
+        return {"environments": read_array(path, (len(run.data.real),), np.int64)}
 
 
 class EIIL(InferredEnvironments):
@@ -118,17 +127,13 @@ class EIIL(InferredEnvironments):
         super().setup()
         self.weights = torch.full((2,), 0.5, device=self.environments.device)
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
             means = group_means(losses_of(self.network, x, y), self.environments[index], 2)
         raised = self.weights * torch.exp(self.options["group_step"] * means.detach())
         self.weights = raised / raised.sum()
-        loss = self.weights @ means
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        return self.weights @ means
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"weights": self.weights}

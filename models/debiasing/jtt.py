@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from datasets.base import ImageTable
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing, reference_logits, refuse_empty
+from models.debiasing.base import refuse_empty, train_reference
+from models.method import Method
+from utils.files import read_array
+from utils.run import Run
 
 
 def error_set(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def repeated(table: ImageTable, rows: np.ndarray, times: int) -> ImageTable:
     return table.take(np.concatenate([np.arange(len(table)), np.tile(rows, times)]))
 
 
-class JTT(Debiasing):
+class JTT(Method):
     """ERM for T epochs, its error set E; then ERM from scratch with E repeated lambda times.
 
     Objective (Liu 2021): lambda * sum over E + sum over the rest. The reference
@@ -37,12 +37,18 @@ class JTT(Debiasing):
     defaults = {"first_epochs": 1, "upweight": 50}
     ranges = {"first_epochs": (1, 10**6), "upweight": (0, 10**4)}
 
+    stages = ("reference", "train")
+
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        epochs = options["first_epochs"]
-        first = folder / "reference"
-        logits, log = reference_logits(data, settings, seed, first, epochs)
-        errors = error_set(logits, data.real.y)
-        refuse_empty(len(errors), first, "JTT", "first_epochs", epochs)
-        log[-1] |= {"error_set": len(errors)}
-        return {}, repeated(data.real, errors, options["upweight"]), log
+    def reference(cls, run: Run) -> None:
+        epochs = run.options["first_epochs"]
+        errors = error_set(train_reference(run, epochs), run.data.real.y)
+        refuse_empty(len(errors), run, "JTT", "first_epochs", epochs)
+        run.add_log(run.folder / "reference", error_set=len(errors))
+
+    @classmethod
+    def batches(cls, run: Run):
+        logits = read_array(run.folder / "reference" / "logits.npy", (None,), np.float32)
+        errors = error_set(logits, run.data.real.y)
+        table = repeated(run.data.real, errors, run.options["upweight"])
+        return run.data.loader(table, train=True)

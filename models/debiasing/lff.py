@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing
-from models.method import Method
-from models.strategies import new_model
+from models.method import Batch, Method, new_model
+from utils.run import Run
 
 SECOND_NETWORK = 1_000_003  # added to the seed, so that the two networks start differently
 
@@ -47,7 +43,7 @@ def relative_difficulty(biased: Tensor, debiased: Tensor) -> Tensor:
     return biased / (biased + debiased + 1e-8)
 
 
-class LfF(Debiasing):
+class LfF(Method):
     """A network that fits what is easy, and a second one trained on what the first one fails at.
 
     Biased network: generalised cross entropy. Debiased network (the result): cross entropy
@@ -73,9 +69,8 @@ class LfF(Debiasing):
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        biased = new_model(settings, seed + SECOND_NETWORK)
-        return {"biased": biased, "y": data.real.y}, data.real, []
+    def arguments(cls, run: Run) -> dict:
+        return {"biased": new_model(run, run.seed + SECOND_NETWORK), "y": run.data.real.y}
 
     def setup(self) -> None:
         super().setup()
@@ -88,16 +83,14 @@ class LfF(Debiasing):
                 part.model.parameters(), lr=self.options["lr"],
                 weight_decay=self.recipe.weight_decay,
             )
-            part.schedule = torch.optim.lr_scheduler.MultiStepLR(
-                part.optimizer, [self.recipe.milestone], gamma=self.recipe.gamma
-            )
+            part.schedule = self.recipe.schedule(part.optimizer)
         self.averages = torch.full((2, len(self.y)), -1.0, device=self.y.device)
 
     def train_mode(self) -> None:
         super().train_mode()
         self.biased.train_mode()
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
             logits_b = self.biased.network(x).squeeze(1).float()
@@ -114,13 +107,13 @@ class LfF(Debiasing):
                 *(over_class_maximum(table, self.y, index) for table in self.averages)
             )
         loss_b = generalised_cross_entropy(logits_b, y, self.options["q"]).mean()
-        loss_d = (weight * losses_d).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        return loss_b + (weight * losses_d).mean()
+
+    def update(self, batch: Batch) -> Tensor:
         self.biased.optimizer.zero_grad(set_to_none=True)
-        (loss_b + loss_d).backward()
-        self.optimizer.step()
+        loss = super().update(batch)
         self.biased.optimizer.step()
-        return (loss_b + loss_d).detach()
+        return loss
 
     def end_epoch(self) -> None:
         super().end_epoch()

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from datasets.loader import send
 from models.debiasing.base import losses_of
 from models.debiasing.eiil import EIIL, InferredEnvironments, group_means
+from models.method import Batch
 
 EDGE = 1e-3  # the logit of a keep-probability is taken at least this far from 0 and 1
 
@@ -111,7 +112,7 @@ class MAPLE(InferredEnvironments):
         self.total = self.options["kept_share"] * count
         self.keep = torch.full((count,), self.total / count, device=self.environments.device)
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def update(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         options, environments = self.options, self.environments[index]
         # Drawn on the CPU, whose generator the engine's checkpoints hold.

@@ -33,8 +33,8 @@ from models.fairif.training import Recipe
 from utils.errors import UserError
 from utils.files import write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
+from utils.records import fingerprint
 from utils.reporting.tables import read_json
-from utils.runs import fingerprint
 
 NETWORKS = {"mlp": digit_mlp, "cnn": digit_cnn, "lenet": digit_lenet}
 REWEIGHTED = ("influence", "fairif", "shuffled", "eps.pt")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import ImageTable
-from datasets.mixing import Data
 from datasets.subsets import draw_cells
 from models import backbones
 from models.fairif.hessian import Batch, evaluation
 from models.fairif.influence import Influence, influence
 from models.fairif.relaxation import Relaxation, check_groups
 from models.fairif.reweight import closed_form, sample_weights, shuffled
-from models.method import Method
-from models.strategies import new_model, pretrain
-from utils.engine import PREEMPTION, fit
-from utils.errors import UserError
+from models.method import Method, pretrained
 from utils.files import read_array, write_array, write_json
-from utils.runs import claim, exclusive, fingerprint, finish, read_record
+from utils.preemption import PREEMPTION
+from utils.records import read_record
+from utils.run import Run
 
 PIECE = 64  # images at once: forward mode and its transpose keep the activations of all of them
 
@@ -85,9 +82,9 @@ class FairIF(Method):
     chosen on all of them, which needs no group labels.
     """
 
+    stages = ("influence", "reweighted")
     uses_attributes = "validation"
-    needs_synthetic = False
-    paper_row: str | None = "FairIF"
+    paper_row = "FairIF"
     defaults = {
         "strength": 0.1, "temperature": 0.3, "damping": 0.01, "cg_steps": 30,
         "curvature_images": 500, "last_tensors": 0, "validation_share": 1.0,
@@ -98,21 +95,19 @@ class FairIF(Method):
         "validation_share": (1e-3, 1.0),
     }
 
-    def __init__(self, model, recipe, *, weights: Tensor, autocast=None):
-        self.weights = weights  # float32 [n], 1 for the mean loss, on the device
-        super().__init__(model, recipe, autocast=autocast)
+    def __init__(self, model, recipe, *, weights: np.ndarray, **rest):
+        device = next(model.parameters()).device
+        # float32 [n], 1 for the mean loss
+        self.weights = torch.from_numpy(weights).float().to(device)
+        super().__init__(model, recipe, **rest)
 
-    def update(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
             logits = self.model(x).squeeze(1).float()
-            loss = F.binary_cross_entropy_with_logits(
+            return F.binary_cross_entropy_with_logits(
                 logits, y.float(), weight=self.weights[index]
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     @staticmethod
     def deal(eps: Tensor, seed: int) -> Tensor:
@@ -120,13 +115,10 @@ class FairIF(Method):
         return eps
 
     @classmethod
-    def weigh(
-        cls, erm, data: Data, settings, seed: int, folder: Path, shared: Path
-    ) -> tuple[Tensor, dict]:
+    def weigh(cls, erm: torch.nn.Module, run: Run) -> tuple[Tensor, dict]:
         """(n times the weights of the n training images, float64 [n]; how they came about)."""
-        options = cls.defaults | settings.options
-        found, record = shared_influence(erm, data, settings, seed, options, shared)
-        eps = cls.deal(closed_form(found.scores, found.gaps, options["strength"]), seed)
+        found, record = shared_influence(erm, run)
+        eps = cls.deal(closed_form(found.scores, found.gaps, run.options["strength"]), run.seed)
         clipped = sample_weights(eps).clipped
         count = len(eps)
         # 1 + n eps and not n (1/n + eps), whose rounding would keep eps = 0 from being ERM
@@ -137,31 +129,22 @@ class FairIF(Method):
         }
 
     @classmethod
-    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
-        """(method holding the kept model, log, None): the interface of Strategy.run.
+    def influence(cls, run: Run) -> None:
+        """weights.npy (n times the weights of the n training images, float64 [n], in the order of
+        train.csv) and influence.json. Raises UserError as `influence` and `closed_form` do."""
+        weights, record = cls.weigh(pretrained(run), run)
+        write_array(run.folder / "weights.npy", weights.numpy())
+        write_json(run.folder / "influence.json", record)
+        run.log[-1] |= record
 
-        folder: gets weights.npy (n times the weights of the n training images, float64 [n], in the
-        order of train.csv) and influence.json. Raises UserError without validation images, and as
-        `influence` and `closed_form` do.
-        """
-        if data.val is None:
-            raise UserError(
-                f"{cls.__name__} needs validation images with group labels: --val official"
-            )
-        erm, log = pretrain(data, settings, seed, shared)
-        weights, record = cls.weigh(erm, data, settings, seed, folder, shared)
-        write_array(folder / "weights.npy", weights.numpy())
-        write_json(folder / "influence.json", record)
-        log[-1] |= record
-        model = new_model(settings, seed)
-        method = cls(
-            model, settings.pretrain, weights=weights.float().to(settings.device),
-            autocast=settings.autocast,
-        )
-        val = data.loader(data.val, train=False)
-        log = log + fit(method, data.loader(data.real, train=True), val, folder, "reweighted")
-        model.load_state_dict(backbones.load_weights(folder / "model.pt", "the kept epoch"))
-        return method, log, None
+    @classmethod
+    def arguments(cls, run: Run) -> dict:
+        return {"weights": read_array(run.folder / "weights.npy", (len(run.data.real),))}
+
+    @classmethod
+    def reweighted(cls, run: Run) -> Method:
+        """The same training from the same start, with the weights."""
+        return super().train(run)
 
 
 class FairIFShuffled(FairIF):
@@ -174,40 +157,47 @@ class FairIFShuffled(FairIF):
     deal = staticmethod(shuffled)
 
 
-def shared_influence(
-    model, data: Data, settings, seed: int, options: dict, shared: Path
-) -> tuple[Influence, dict]:
-    """`image_influence`, computed once for a setting, seed and `options` without the lambda.
+# Table 11: shares of each validation group whose labels are used, in percent.
+SHARES: dict[str, type[FairIF]] = {
+    f"fairif_{percent}": type("FairIFShare", (FairIF,), {
+        "defaults": {**FairIF.defaults, "validation_share": percent / 100},
+        "paper_row": f"{percent}%", "__doc__": FairIF.__doc__,
+    })
+    for percent in (50, 25, 10)
+}
 
-    Kept in a folder below `shared` that its configuration names, as the pre-trained model is.
+
+def shared_influence(model, run: Run) -> tuple[Influence, dict]:
+    """`image_influence`, computed once for a setting, seed and the options without the lambda.
+
+    A stage that rows share, as the pre-trained model is.
     """
-    used = {key: value for key, value in options.items() if key != "strength"}
-    config = settings.pretrain_config | used | {"seed": seed, "real": settings.digests["real"]}
-    folder = shared / f"influence_seed{seed}_{fingerprint(config)}"
-    with exclusive(folder, PREEMPTION.check):
-        whole = all((folder / name).exists() for name in ("scores.npy", "influence.json"))
-        if not (claim(folder, config) and whole):
-            found, norm = image_influence(model, data, settings, seed, options)
-            write_array(folder / "scores.npy", found.scores.numpy())
-            write_json(folder / "influence.json", {
+    used = {key: value for key, value in run.options.items() if key != "strength"}
+    config = run.config.identity(finetune=False) | used | {
+        key: run.data.digests.get(key) for key in ("real", "val")
+    }
+    with run.shared_stage("influence", config, "scores.npy", "influence.json") as stage:
+        if not stage.finished:
+            found, norm = image_influence(model, run)
+            write_array(stage.folder / "scores.npy", found.scores.numpy())
+            write_json(stage.folder / "influence.json", {
                 "gaps": found.gaps.tolist(), "residual": found.residual.tolist(),
                 "gradient_norm": norm,
             })
-        finish(folder)
-        record = read_record(folder / "influence.json", "gaps", "residual", "gradient_norm")
+        record = read_record(stage.folder / "influence.json", "gaps", "residual", "gradient_norm")
         gaps, residual = (torch.tensor(record[key], dtype=torch.float64)
                           for key in ("gaps", "residual"))
-        scores = torch.from_numpy(read_array(folder / "scores.npy", (2, len(data.real))))
+        scores = torch.from_numpy(
+            read_array(stage.folder / "scores.npy", (2, len(run.data.real))))
     return Influence(scores, gaps, residual), record
 
 
-def image_influence(
-    model, data: Data, settings, seed: int, options: dict
-) -> tuple[Influence, float]:
+def image_influence(model, run: Run) -> tuple[Influence, float]:
     """Influence of the n training images on both gaps, and the gradient norm of stage one over
     the curvature's images. Raises UserError as `influence` does."""
-    names, curvature = moving_parts(model, data, seed, options)
-    val = validation_images(data.val, options["validation_share"], seed)
+    data, options = run.data, run.options
+    names, curvature = moving_parts(model, run)
+    val = validation_images(data.val, options["validation_share"], run.seed)
     found = influence(
         model,
         Passes(data.loader(data.real, train=False)),
@@ -216,17 +206,16 @@ def image_influence(
         names=names, curvature=curvature,
         damping=options["damping"], steps=options["cg_steps"],
     )
-    return found, gradient_norm(model, curvature, settings.pretrain.weight_decay)
+    return found, gradient_norm(model, curvature, run.config.pretrain.weight_decay)
 
 
-def moving_parts(
-    model, data: Data, seed: int, options: dict
-) -> tuple[tuple[str, ...] | None, Held]:
+def moving_parts(model, run: Run) -> tuple[tuple[str, ...] | None, Held]:
     """(names of the tensors that move, None for all; batches whose mean loss is the curvature's),
-    from options["last_tensors"] and options["curvature_images"]."""
-    last, count = options["last_tensors"], min(options["curvature_images"], len(data.real))
+    from the options `last_tensors` and `curvature_images`."""
+    data, last = run.data, run.options["last_tensors"]
+    count = min(run.options["curvature_images"], len(data.real))
     names = tuple(backbones.parameter_names(model)[-last:]) if last else None
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.real))[:count])
+    rows = np.sort(np.random.default_rng(run.seed).permutation(len(data.real))[:count])
     return names, Held(Passes(data.loader(data.real.take(rows), train=False)))
 
 

@@ -34,7 +34,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import is_plain_name, write_atomic, write_json
 from utils.options import ArgumentParser, check_device
 from utils.reporting.tables import read_json
-from utils.runs import exclusive
+from utils.run import exclusive
 
 DIGIT_TABLES = {"1": "mlp", "2": "cnn", "3": "lenet"}
 TITLES = {"logistic": "logistic regression", "mlp": "MLP (64), which the paper does not run"}

@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # no bars between the tables; torch reads it
@@ -48,8 +49,10 @@ from datasets.image_store import open_store  # noqa: E402
 from datasets.mixing import Data  # noqa: E402
 from models import METHODS  # noqa: E402
 from models.backbones import build  # noqa: E402
+from utils.config import config_of  # noqa: E402
 from utils.engine import predictions  # noqa: E402
-from utils.runs import list_digest  # noqa: E402
+from utils.records import list_digest  # noqa: E402
+from utils.run import Run  # noqa: E402
 
 STAGES = ("decode once", "pretrain", "three gradients", "finetune", "test")
 SEED = 100
@@ -82,15 +85,19 @@ class Stopwatch:
 def our_way(data: Data, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """METHODS["aim_fair"] in an empty folder and with an empty store."""
     watch, method = Stopwatch(torch.device(args.device)), METHODS["aim_fair"]
-    args.store_dir = folder / "store"
+    config = replace(args, store_dir=folder / "store")
+    data = Data(Splits(data.real, data.val, data.test), data.pool, config, SEED,
+                digests=data.digests)
+    run = Run(folder / "run", config, data, SEED, folder / "shared")
+    run.folder.mkdir(parents=True)
 
     def decode() -> None:
         for table in (data.val, data.test, *method.tables(data).values()):
-            open_store(table, args.store_dir, pools=data.pools)
+            open_store(table, config.store_dir, pools=data.pools)
 
     watch.time("decode once", decode)
     began = time.perf_counter()
-    trained, log, _ = method.run(data, args, SEED, folder / "run", folder / "shared")
+    trained, log = method.run(run), run.log
     training = time.perf_counter() - began
     for row in log:
         watch.seconds[row["stage"]] += row["seconds"]
@@ -190,9 +197,10 @@ def make_data(flags: argparse.Namespace, folder: Path) -> tuple[Data, argparse.N
     given += ["--image-size", whole["image_size"], "--batch-size", flags.batch_size]
     given += ["--pretrain-epochs", flags.epochs[0], "--finetune-epochs", flags.epochs[1]]
     given += ["--device", flags.device, "--workers", flags.cores]
-    args = train.complete(train.parser().parse_args([str(value) for value in given]))
-    args.digests = {"real": list_digest(splits.train)}
-    return Data(splits, copied_pool(splits.train, folder / "pool"), args, SEED), args
+    values = train.parser().parse_args([str(value) for value in given])
+    config = train.complete(config_of(vars(values)))
+    pool, digests = copied_pool(splits.train, folder / "pool"), {"real": list_digest(splits.train)}
+    return Data(splits, pool, config, SEED, digests=digests), config
 
 
 def copied_pool(table: ImageTable, folder: Path) -> ImageTable:

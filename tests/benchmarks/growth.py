@@ -40,11 +40,12 @@ import train  # noqa: E402
 from datasets.base import Splits  # noqa: E402
 from datasets.image_store import open_store  # noqa: E402
 from datasets.loader import Loader  # noqa: E402
-from datasets.mixing import Data  # noqa: E402
+from models import METHODS  # noqa: E402
 from models.backbones import build  # noqa: E402
 from models.method import Method  # noqa: E402
-from utils.engine import Recipe  # noqa: E402
-from utils.runs import list_digest  # noqa: E402
+from utils.config import config_of  # noqa: E402
+from utils.recipe import Recipe  # noqa: E402
+from utils.records import list_digest  # noqa: E402
 
 SIZES = {"images": (150, 300, 600), "seeds": (1, 2, 4), "parameters": (18, 34, 50)}
 ON_GPU = SIZES | {"images": (5000, 10000, 20000)}
@@ -88,13 +89,17 @@ def seeds(count: int, flags: argparse.Namespace, folder: Path) -> dict[str, floa
     given = ["--methods", "erm", "--pretrained", "none", "--pretrain-epochs", 1, "--device"]
     given += [flags.device, "--image-size", flags.image_size, "--batch-size", flags.batch_size]
     given += ["--workers", flags.cores, "--results", folder, "--store-dir", folder / "store"]
-    args = train.complete(train.parser().parse_args([str(value) for value in given]))
+    values = train.parser().parse_args([str(value) for value in given])
+    config = train.complete(config_of(vars(values)))
     parts = {"real": splits.train, "val": splits.val, "test": splits.test}
-    args.digests = {name: list_digest(table) for name, table in parts.items()}
+    digests = {name: list_digest(table) for name, table in parts.items()}
+    erm = {"erm": METHODS["erm"]}
+    experiment = train.Experiment(config, erm, {"erm": {}}, splits, None, digests)
     began = time.perf_counter()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         for seed in range(count):
-            train.run("erm", Data(splits, None, args, seed), args, seed)
+            data = experiment.data(erm["erm"], seed)
+            train.execute(train.make_run(experiment, "erm", seed), erm["erm"], data)
     return {"all seeds, s": time.perf_counter() - began}
 
 

@@ -37,10 +37,12 @@ from datasets.base import ImageTable, Splits  # noqa: E402
 from datasets.demo import load  # noqa: E402
 from datasets.mixing import Data  # noqa: E402
 from models import METHODS  # noqa: E402
-from models.selectors import sensitive_to_bias  # noqa: E402
+from models.selection import SENSITIVE_TO_BIAS  # noqa: E402
+from utils.config import config_of  # noqa: E402
 from utils.engine import predictions  # noqa: E402
 from utils.metrics import fairness_metrics  # noqa: E402
-from utils.runs import list_digest  # noqa: E402
+from utils.records import list_digest  # noqa: E402
+from utils.run import Run  # noqa: E402
 
 PRECISIONS = ("fp32", "bf16")
 TARGET, PROTECTED = "Male", "Smiling"
@@ -51,13 +53,12 @@ def settings(flags: argparse.Namespace, splits: Splits, folder: Path, precision:
     given = ["--methods", "erm", "--pretrained", "none", "--device", flags.device]
     given += ["--target", TARGET, "--protected", PROTECTED]
     given += ["--image-size", flags.image_size, "--batch-size", flags.batch_size]
-    given += ["--pretrain-epochs", flags.epochs, "--milestone", max(1, flags.epochs - 2)]
+    given += ["--pretrain-epochs", flags.epochs, "--pretrain-milestone", max(1, flags.epochs - 2)]
     given += ["--pretrain-lr", 0.02, "--min-crop", 0.4, "--size", flags.size]  # the demo's
     given += ["--synthetic-ratio", 0.8, "--synthetic-biased-ratio", 0.44]
     given += ["--precision", precision, "--store-dir", folder / "store"]
-    args = train.complete(train.parser().parse_args([str(value) for value in given]))
-    args.digests = {"real": list_digest(splits.train)}
-    return args
+    values = train.parser().parse_args([str(value) for value in given])
+    return train.complete(config_of(vars(values)))
 
 
 def one_seed(
@@ -66,14 +67,17 @@ def one_seed(
     """{precision: accuracy, worst group's accuracy and mask at the fp32 model's weights}."""
     models, figures = {}, {}
     for precision in PRECISIONS:
-        args = settings(flags, splits, folder, precision)
-        data = Data(splits, pool, args, seed)
-        run = folder / f"{precision}{seed}"
-        method, _, _ = METHODS["erm"].run(data, args, seed, run, run / "shared")
+        config = settings(flags, splits, folder, precision)
+        digests = {"real": list_digest(splits.train)}
+        data = Data(splits, pool, config, seed, digests=digests)
+        place = folder / f"{precision}{seed}"
+        place.mkdir()
+        run = Run(place, config, data, seed, place / "shared")
+        method = METHODS["erm"].run(run)
         models[precision] = method.model
         predicted = predictions(method, data.loader(splits.test, train=False))
         metrics = fairness_metrics(predicted, splits.test.y, splits.test.a)
-        tensors = sensitive_to_bias(models["fp32"], data, args)["tensors"]
+        tensors = SENSITIVE_TO_BIAS.mask(models["fp32"], run)["tensors"]
         mask = {name for name, chosen in tensors.items() if chosen}
         figures[precision] = SimpleNamespace(acc=metrics["acc"], wst=metrics["wst"], mask=mask)
     return figures

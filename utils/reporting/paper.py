@@ -53,28 +53,34 @@ def _renamed(table: str, row: str) -> str:
 
 def paper_row(
     table: str, row: str, dataset: str | None, target: str | None, protected: str | None
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """{acc, wst, eo, std, ad, aod, eod, g00, g01, g10, g11} in percent as printed, NaN if not.
 
     table, row: as in paper_tables/aim_fair.csv ("3", "AIM-Fair") or fairif.csv ("fairif-5",
-    "FairIF"). dataset, target and protected may be None where the first two are enough. Raises
-    UserError unless exactly one row fits.
+    "FairIF"). dataset, target and protected may be None where the first two are enough. None where
+    the table has no such row or pair. Raises UserError for an unknown table and where several rows
+    fit.
     """
     row = _renamed(table, row)
     if table.startswith(FAIRIF):
         return _fairif_row(table.removeprefix(FAIRIF), row, dataset, target, protected)
     rows = _table("aim_fair")
+    if table not in set(rows["table"]):
+        raise UserError(
+            f"the paper has no table {table} of figures; it has {', '.join(rows['table'].unique())}"
+        )
     given = {"table": table, "row": row, "dataset": dataset, "target": target,
              "protected": protected}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         rows = rows[rows[name] == value]
-    _require_one(rows, "aim_fair", given)
-    found = rows.iloc[0]
+    found = _one(rows, "aim_fair", given)
+    if found is None:
+        return None
     return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *CELL_FIGURES)}
 
 
-def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]:
+def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float] | None:
     rows = _table("fairif")
     numbers = rows["table"].str.split().str[0]
     name = FAIRIF_SETTINGS.get(setting)
@@ -84,19 +90,21 @@ def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]
             f"not {number}"
         )
     rows = rows[(numbers == number) & (rows["setting"] == name) & (rows["row"] == row)]
-    _require_one(rows, "fairif", {"table": number, "row": row, "setting": name or setting})
-    found = rows.iloc[0]
+    found = _one(rows, "fairif", {"table": number, "row": row, "setting": name or setting})
+    if found is None:
+        return None
     figures = {"acc": float(found["acc_percent"]), "ad": float(found["ad_percent"]),
                "aod": 100 * float(found["aod"]), "eod": 100 * float(found["eod"])}
     return dict.fromkeys((*FIGURES, *CELL_FIGURES), math.nan) | figures
 
 
-def _require_one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> None:
-    if len(rows) != 1:
+def _one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> pd.Series | None:
+    """The row that fits, None where none does. Raises UserError where several do."""
+    if len(rows) > 1:
         raise UserError(
-            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; name another table "
-            "and row, or none (runner.sh: PAPER=no)"
+            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; name another --paper-row"
         )
+    return rows.iloc[0] if len(rows) else None
 
 
 def impossible(figures: Mapping[str, float]) -> bool:

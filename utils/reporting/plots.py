@@ -26,12 +26,12 @@ from utils.blocks import block_of
 from utils.errors import UserError, exit_cleanly
 from utils.metrics import summary
 from utils.options import ArgumentParser
+from utils.records import read_log
 from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE, save
 from utils.reporting.figures_fairif import methods_with_weights, weighted_images
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.masks import read_masks
 from utils.reporting.tables import configs_of, read_metrics, run_folders, selections
-from utils.runs import read_log
 
 Curve = dict[int, tuple[float, float]]  # epoch -> (loss, validation accuracy in [0, 1] or NaN)
 

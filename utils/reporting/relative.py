@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from utils.records import read_record
 from utils.reporting import paper
 from utils.reporting.table_text import FAIRIF_FIGURES, TITLES, aligned, number
-from utils.runs import read_record
 
 ROWS = {"fairif_shuffled_": "shuffled weights", "fairif_": "FairIF"}  # the longer prefix first
 

@@ -23,10 +23,10 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.metrics import CELLS
 from utils.options import ArgumentParser
+from utils.records import read_log
 from utils.reporting.html import image, markdown_to_html, page, table
 from utils.reporting.row_settings import NO_SETTING
 from utils.reporting.tables import read_json, run_folders, write_summary
-from utils.runs import read_log
 
 THUMBNAIL, COLUMNS, ROWS = 72, 8, 2  # pixels, and images of a contact sheet
 CAPTIONS = {

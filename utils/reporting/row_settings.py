@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from utils.runs import RECORD
+from utils.records import RECORD
 
 NO_SETTING = RECORD | {"seed", "method", "selected", "defaults_changed", "uses_attributes"}
 SEEN = {"validation": "of the validation images", "train": "of the training images"}

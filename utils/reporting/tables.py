@@ -159,8 +159,9 @@ def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:
         ("paper_table", "paper_row", "paper_eo_definition", "paper_note")
     )
     table, row, *where = wanted.pop() if wanted else (None,) * len(keys)
-    if table is not None and row is not None:
-        figures |= paper_row(str(table), row, *where)
+    printed = None if table is None or row is None else paper_row(str(table), row, *where)
+    if printed is not None:  # where the paper has no such row or pair, ours stands alone
+        figures |= printed
         definition = eo_definition(str(table), row)
         note = f"impossible: {IMPOSSIBLE}" if impossible(figures) else None
         labels = {"paper_table": str(table), "paper_row": row, "paper_eo_definition": definition,

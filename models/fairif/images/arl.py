@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.debiasing.base import Debiasing
 from models.fairif.baselines.arl import (
     ADVERSARY_LR_SMALL,
     WARM_UP,
@@ -15,9 +14,10 @@ from models.fairif.baselines.arl import (
     new_adversary,
 )
 from models.fairif.images.features import features_and_logits, head_of
+from models.method import Batch, Method
 
 
-class ARL(Debiasing):
+class ARL(Method):
     """A learner that minimises and a linear adversary that maximises the mean of lambda_i * CE_i.
 
     lambda_i = 1 + m * sigmoid(g_i) / sum over the batch of sigmoid(g), g linear in (features, y).
@@ -45,7 +45,7 @@ class ARL(Debiasing):
         )
         self.batches_seen = 0
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         _, x, y, _ = batch
         with self.precision(x):
             features, logits = features_and_logits(self.model, x)
@@ -57,11 +57,8 @@ class ARL(Debiasing):
             self.adversary_step.zero_grad(set_to_none=True)
             (-(weights * losses.detach()).mean()).backward()
             self.adversary_step.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
         self.batches_seen += 1
-        return loss.detach()
+        return loss
 
     def state_dict(self) -> dict:
         return super().state_dict() | {

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing
 from models.fairif.baselines.cfair import Reverse, label_weights, objective
 from models.fairif.images.features import features_and_logits, head_of
+from models.method import Batch, Method
+from utils.run import Run
 
 
-class CFair(Debiasing):
+class CFair(Method):
     """The balanced error of y, and one adversary per class on the features behind a reversal.
 
     Objective (baselines/cfair.py): balanced NLL(y) + mu * mean over the classes j of the balanced
@@ -34,10 +32,10 @@ class CFair(Debiasing):
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        y, a = torch.from_numpy(data.real.y), torch.from_numpy(data.real.a)
+    def arguments(cls, run: Run) -> dict:
+        y, a = torch.from_numpy(run.data.real.y), torch.from_numpy(run.data.real.a)
         by_class, by_group = label_weights(y, a)
-        return {"by_class": by_class, "by_group": by_group}, data.real, []
+        return {"by_class": by_class, "by_group": by_group}
 
     def setup(self) -> None:
         super().setup()
@@ -45,18 +43,14 @@ class CFair(Debiasing):
         self.adversaries = nn.Linear(head.in_features, 2).to(head.weight)
         self.optimizer.add_param_group({"params": list(self.adversaries.parameters())})
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, a = batch
         with self.precision(x):
             features, logits = features_and_logits(self.model, x)
         hostile = self.adversaries(Reverse.apply(features))
-        loss = objective(
+        return objective(
             logits, hostile, y, a, self.by_class[index], self.by_group[index], self.options["mu"]
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"adversaries": self.adversaries.state_dict()}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from datasets.mixing import Data
-from models.debiasing.base import Debiasing
 from models.fairif.baselines.domind import check_domains, own_logits, two_heads
 from models.fairif.images.features import features_and_logits, head_of
-from models.method import bce
+from models.method import Batch, Method, bce
+from utils.run import Run
 
 
-class DOMIND(Debiasing):
+class DOMIND(Method):
     """Shared features and one head per domain a; a sample's loss is that of its own head.
 
     Of the paper's four rules of inference this is the sum of the heads' logits, which needs no a at
@@ -29,9 +26,9 @@ class DOMIND(Debiasing):
     paper_row = "DOMIND"
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        check_domains(torch.from_numpy(data.real.a))
-        return {}, data.real, []
+    def arguments(cls, run: Run) -> dict:
+        check_domains(torch.from_numpy(run.data.real.a))
+        return {}
 
     def setup(self) -> None:
         head = head_of(self.model)
@@ -40,15 +37,11 @@ class DOMIND(Debiasing):
         super().setup()
         self.optimizer.add_param_group({"params": list(self.heads.parameters())})
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         _, x, y, a = batch
         with self.precision(x):
             features, _ = features_and_logits(self.model, x)
-        loss = bce(lambda x: own_logits(self.heads(x), a)[:, None], features, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        return bce(lambda x: own_logits(self.heads(x), a)[:, None], features, y)
 
     @torch.no_grad()
     def end_epoch(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from datasets.augment import crop_boxes, flip_mask, shuffled
 from datasets.base import CELLS, ImageTable, concat
-from datasets.loader import _Plan
+from datasets.edits import PairLoader
+from datasets.loader import Plan
 from datasets.mixing import Data
-from models.debiasing.base import Debiasing
-from models.debiasing.edits import PairLoader
 from models.fairif.baselines.fairsmote import missing, trios
 from models.features import penultimate
-from models.method import bce
-from models.strategies import pretrain
-from utils.files import read_array, remove_leftovers, write_array
+from models.method import Batch, Method, bce, pretrained
+from utils.files import read_array, write_array
+from utils.run import Run
 
 
 def offspring(features: Tensor, y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarray:
@@ -51,25 +50,25 @@ class PartnerLoader(PairLoader):
         rows = np.stack([image, image + self.images])  # [2, batches * B]
         return rows.reshape(2, len(self), size).transpose(1, 0, 2)
 
-    def _plan(self, k: int) -> _Plan:
+    def plan(self, k: int) -> Plan:
         rows = self.pairs(k).reshape(-1)
         height, width = self.store.sizes[rows].T
         image = rows % self.images  # the mixture is one image: its parts share their random draws
         boxes = crop_boxes(self.seed, k, image, height, width, self.min_crop)
-        return _Plan(rows, boxes, flip_mask(self.seed, k, image))
+        return Plan(rows, boxes, flip_mask(self.seed, k, image))
 
 
 def partner_loader(data: Data, images: ImageTable, partners: ImageTable) -> PartnerLoader:
     """The images and their partners, row by row, in batches of the setting."""
-    s = data.settings
+    c = data.config
     return PartnerLoader(
-        concat([images, partners], "images and their partners"), len(images), s.batch_size,
-        image_size=s.image_size, device=s.device, seed=data.seed, store_dir=s.store_dir,
-        workers=s.workers, min_crop=s.min_crop, pools=data.pools,
+        concat([images, partners], "images and their partners"), len(images), c.batch_size,
+        image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
+        workers=c.workers, min_crop=c.min_crop, pools=data.pools,
     )
 
 
-class FairSMOTE(Debiasing):
+class FairSMOTE(Method):
     """ERM after every cell (y, a) was filled up to the largest with mixtures of its own images.
 
     A new image is (1 - s) * parent + s * neighbour, pixel by pixel, s uniform in [0, 1) as in
@@ -82,6 +81,7 @@ class FairSMOTE(Debiasing):
     not part of this comparison.
     """
 
+    stages = ("offspring", "train")
     uses_attributes = "train"
     paper_row = "FairSMOTE"
 
@@ -91,40 +91,38 @@ class FairSMOTE(Debiasing):
         super().__init__(model, recipe, **rest)
 
     @classmethod
-    def run(cls, data: Data, settings, seed: int, folder: Path, shared: Path) -> tuple:
-        stage = folder / "reference"
-        if not (stage / "offspring.npy").exists():
-            stage.mkdir(exist_ok=True)
-            remove_leftovers(stage)
-            erm, _ = pretrain(data, settings, seed, shared)
-            features = torch.from_numpy(penultimate(erm, data.loader(data.real, train=False)))
-            pairs = offspring(features, data.real.y, data.real.a, seed)
-            write_array(stage / "offspring.npy", pairs)
-        return super().run(data, settings, seed, folder, shared)
+    def offspring(cls, run: Run) -> None:
+        """offspring.npy: parents and neighbours, rows int64 [2, M] of the training set."""
+        with run.stage("offspring", "offspring.npy") as stage:
+            if not stage.finished:
+                quiet = replace(run, log=[])
+                features = penultimate(pretrained(quiet), run.data.loader(run.data.real,
+                                                                          train=False))
+                pairs = offspring(torch.from_numpy(features), run.data.real.y, run.data.real.a,
+                                  run.seed)
+                write_array(stage.folder / "offspring.npy", pairs)
 
     @classmethod
-    def prepare(cls, data: Data, settings, seed: int, folder: Path, options: dict) -> tuple:
-        parents, partners = read_array(
-            folder / "reference" / "offspring.npy", (2, None), np.int64
-        )
-        real = np.arange(len(data.real))
-        share = np.random.default_rng(seed).random(len(parents), dtype=np.float32)
-        share = np.concatenate([np.zeros(len(real), np.float32), share])
-        rows = np.concatenate([real, parents, real, partners])  # a real image's partner is itself
-        return {"share": share}, data.real.take(rows), []
+    def rows(cls, run: Run) -> np.ndarray:
+        """int64 [2, T]: the images of the training set and their partners; a real one is its own"""
+        made = read_array(run.folder / "offspring" / "offspring.npy", (2, None), np.int64)
+        real = np.arange(len(run.data.real))
+        return np.concatenate([np.stack([real, real]), made], axis=1)
 
     @classmethod
-    def batches(cls, data: Data, train: ImageTable) -> PartnerLoader:
-        images, partners = np.arange(len(train)).reshape(2, -1)
-        return partner_loader(data, train.take(images), train.take(partners))
+    def arguments(cls, run: Run) -> dict:
+        real, total = len(run.data.real), cls.rows(run).shape[1]
+        share = np.random.default_rng(run.seed).random(total - real, dtype=np.float32)
+        return {"share": np.concatenate([np.zeros(real, np.float32), share])}
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    @classmethod
+    def batches(cls, run: Run) -> PartnerLoader:
+        images, partners = cls.rows(run)
+        return partner_loader(run.data, run.data.real.take(images), run.data.real.take(partners))
+
+    def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         (image, partner), (index, _), (y, _) = x.chunk(2), index.chunk(2), y.chunk(2)
         share = self.share[index].view(-1, *[1] * (x.ndim - 1))
         with self.precision(x):
-            loss = bce(self.network, torch.lerp(image, partner, share), y)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+            return bce(self.network, torch.lerp(image, partner, share), y)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from datasets.mixing import Data
 from models.fairif.baselines.influence import (
     BETA,
     GAMMA,
@@ -15,17 +12,11 @@ from models.fairif.baselines.influence import (
     batch_influences,
     removal,
 )
-from models.fairif.method import (
-    FairIF,
-    Passes,
-    gradient_norm,
-    moving_parts,
-    read_array,
-    write_array,
-)
+from models.fairif.method import FairIF, Passes, gradient_norm, moving_parts
 from models.fairif.relaxation import Relaxation
-from utils.files import remove_leftovers, write_json
-from utils.runs import read_record
+from utils.files import read_array, write_array, write_json
+from utils.records import read_record
+from utils.run import Run
 
 
 class Influence(FairIF):
@@ -51,35 +42,31 @@ class Influence(FairIF):
     }
 
     @classmethod
-    def weigh(
-        cls, erm, data: Data, settings, seed: int, folder: Path, shared: Path
-    ) -> tuple[Tensor, dict]:
-        stage = folder / "reference"
-        if not (stage / "influence.json").exists():  # written last
-            stage.mkdir(exist_ok=True)
-            remove_leftovers(stage)
-            options = cls.defaults | settings.options
-            found, norm = image_influences(erm, data, settings, seed, options)
-            removed = removal(
-                found.fair, found.utility, found.gap, options["gap_share"], options["loss_share"]
-            )
-            write_array(stage / "weights.npy", 1 - removed.x)
-            write_json(stage / "influence.json", {
-                "gap": found.gap, "solved_gap_share": removed.beta,
-                "solved_loss_share": removed.gamma, "removed": removed.x.sum(),
-                "predicted": found.gap + found.fair @ removed.x,
-                "residual": found.residual.tolist(), "gradient_norm": norm,
-            })
-        weights = read_array(stage / "weights.npy", (len(data.real),))
-        return torch.from_numpy(weights), read_record(stage / "influence.json", "gap")
+    def weigh(cls, erm: torch.nn.Module, run: Run) -> tuple[Tensor, dict]:
+        options = run.options
+        with run.stage("programme", "weights.npy", "influence.json") as stage:
+            if not stage.finished:
+                found, norm = image_influences(erm, run)
+                removed = removal(
+                    found.fair, found.utility, found.gap, options["gap_share"],
+                    options["loss_share"],
+                )
+                write_array(stage.folder / "weights.npy", 1 - removed.x)
+                write_json(stage.folder / "influence.json", {
+                    "gap": found.gap, "solved_gap_share": removed.beta,
+                    "solved_loss_share": removed.gamma, "removed": removed.x.sum(),
+                    "predicted": found.gap + found.fair @ removed.x,
+                    "residual": found.residual.tolist(), "gradient_norm": norm,
+                })
+        weights = read_array(stage.folder / "weights.npy", (len(run.data.real),))
+        return torch.from_numpy(weights), read_record(stage.folder / "influence.json", "gap")
 
 
-def image_influences(
-    erm, data: Data, settings, seed: int, options: dict
-) -> tuple[Influences, float]:
+def image_influences(erm, run: Run) -> tuple[Influences, float]:
     """Influences of the n training images, and the gradient norm of stage one over the curvature's
     images. Raises UserError as `batch_influences` does."""
-    names, curvature = moving_parts(erm, data, seed, options)
+    data, options = run.data, run.options
+    names, curvature = moving_parts(erm, run)
     found = batch_influences(
         erm,
         Passes(data.loader(data.real, train=False)),
@@ -87,4 +74,4 @@ def image_influences(
         Relaxation("sigmoid", options["temperature"]),
         curvature, names, damping=options["damping"], steps=options["cg_steps"],
     )
-    return found, gradient_norm(erm, curvature, settings.pretrain.weight_decay)
+    return found, gradient_norm(erm, curvature, run.config.pretrain.weight_decay)

@@ -17,7 +17,7 @@ import numpy as np
 
 from datasets.augment import crop_boxes, flip_mask, shuffled, uniform
 from datasets.base import ImageTable, check_images, named
-from datasets.loader import Loader, _Plan
+from datasets.loader import Loader, Plan
 from utils.errors import UserError
 from utils.files import is_plain_name
 
@@ -119,17 +119,17 @@ class PairLoader(Loader):
         rows = image * self.copies + np.stack([first, second])  # [2, batches * B]
         return rows.reshape(2, len(self), size).transpose(1, 0, 2)
 
-    def _plan(self, k: int) -> _Plan:
+    def plan(self, k: int) -> Plan:
         rows = self.pairs(k).reshape(-1)
         height, width = self.store.sizes[rows].T
         boxes = crop_boxes(self.seed, k, rows, height, width, self.min_crop)
-        return _Plan(rows, boxes, flip_mask(self.seed, k, rows))
+        return Plan(rows, boxes, flip_mask(self.seed, k, rows))
 
 
-def pair_loader(settings, images: int, seed: int) -> PairLoader:
-    """The setting's edits (`settings.edited`, as from `load_edits`) in batches of pairs."""
+def pair_loader(run) -> PairLoader:
+    """A run's edited training images in batches of pairs."""
+    data, c = run.data, run.config
     return PairLoader(
-        settings.edited, images, settings.batch_size, image_size=settings.image_size,
-        device=settings.device, seed=seed, store_dir=settings.store_dir, workers=settings.workers,
-        min_crop=settings.min_crop,
+        data.edited, len(data.real), c.batch_size, image_size=c.image_size, device=c.device,
+        seed=run.seed, store_dir=c.store_dir, workers=c.workers, min_crop=c.min_crop,
     )

@@ -1,0 +1,245 @@
+"""train.py's flags: each is one field of a frozen dataclass, and argparse ends in this file.
+
+A field's metadata is its argparse keywords, and says whether results depend on it (`result`) and
+whether only the fine-tuning does (`finetune`). A new flag is one line here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from utils.launcher import LAUNCHERS, PARAMETERS
+from utils.options import ArgumentParser, path
+from utils.recipe import Recipe
+from utils.records import weights_digest
+
+
+def number(kind, low, high, *, open_low=False):
+    """An argparse type: a number of a kind within [low, high], with the range in the message."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            kinds = {int: "whole number", float: "number"}
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {kinds[kind]}") from None
+        if not (low < value if open_low else low <= value) or not value <= high:
+            bracket = "above" if open_low else "at least"
+            raise argparse.ArgumentTypeError(f"{value} must be {bracket} {low} and at most {high}")
+        return value
+
+    return parse
+
+
+COUNT, SHARE = number(int, 1, 10**9), number(float, 0, 1)
+RATE, SEED = number(float, 0, 100, open_low=True), number(int, 0, 2**31)
+
+
+def size(text: str) -> int | None:
+    """A number of images, None for "all"."""
+    return None if text == "all" else COUNT(text)
+
+
+def flag(default: Any, help: str, *, result: bool = True, finetune: bool = False, **argparse_):
+    """A field that is a flag. `default` may be a list's value as a tuple."""
+    return field(default=default, metadata={
+        "help": help, "result": result, "finetune": finetune, "argparse": argparse_,
+    })
+
+
+@dataclass(frozen=True)
+class WhatConfig:
+    """What is run."""
+
+    methods: tuple[str, ...] = flag((), "run in this order, each with every seed; of {methods}",
+                                    result=False, nargs="+", required=True, metavar="METHOD")
+    seeds: tuple[int, ...] = flag((100,), "the paper: 100 200 ... 1000", result=False, nargs="+",
+                                  type=SEED)
+    setting: str = flag("demo", "folder under --results", result=False)
+    set: tuple[str, ...] = flag(
+        (), "hyper-parameters, as in the method's file under models/: NAME=VALUE of a single "
+        "method, METHOD.NAME=VALUE of one of several", result=False, nargs="*",
+        metavar="[METHOD.]NAME=VALUE")
+    name: str | None = flag(None, "folder of a single method, its own name where not given",
+                            result=False)
+    paper_table: str | None = flag(
+        None, "print the rows of this table of the paper beside ours, such as 3, or fairif-5 of "
+        "FairIF's paper; a row that the paper does not have stands alone", result=False)
+    paper_row: str | None = flag(
+        None, "row of that table a single method stands for, where not its own name", result=False)
+    baseline: str | None = flag(
+        None, "row to which the table's paired differences are; none where not given",
+        result=False)
+    results: Path = flag(Path("results"), "root of all results", result=False, type=path)
+    no_tables: bool = flag(False, "train only: leave tables, figures and report to a later call",
+                           result=False, action="store_true")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are learned from and tested on."""
+
+    dataset: str = flag("demo", "real photographs", choices="datasets")
+    data_root: Path = flag(Path("data/demo"), "their folder", result=False, type=path)
+    target: str = flag("Smiling", "attribute that is learned (y)")
+    protected: str = flag("Male", "attribute to be fair about (a)")
+    size: int | None = flag(20000, "biased training images, or all: every one that there is, "
+                            "without --minority and --rule", type=size)
+    minority: float = flag(0.1, "share of each of the groups (0,0) and (1,1) in its class",
+                           type=SHARE)
+    rule: str = flag("first", "'first' gives the released CelebA lists",
+                     choices=("first", "random"))
+    data_seed: int = flag(0, "of random subsets and test draws", type=SEED)
+    val: str = flag("official", "the best epoch is that of the best validation accuracy (no group "
+                    "labels), or the last", choices=("official", "none"))
+    test_size: int | None = flag(None, "draw a balanced test set of this size, a multiple of 4",
+                                 type=COUNT)
+    synthetic_root: Path | None = flag(None, "folder of synthetic images", result=False, type=path)
+    edits: Path | None = flag(None, "folder of edited training images, for diga: see "
+                              "stable_diffusion/edit.py", result=False, type=path)
+    prompt_set: str = flag("contextual_head_poses_50", "folder under --synthetic-root",
+                           finetune=True)
+    synthetic_ratio: float = flag(1.0, "balanced synthetic images per real training image",
+                                  finetune=True, type=RATE)
+    synthetic_biased_ratio: float = flag(
+        1.0, "images of the mask's biased synthetic set per real training image", finetune=True,
+        type=number(float, 0.0, 1000, open_low=True))
+    synthetic_minority: float = flag(
+        0.1, "share of each of the groups (0,0) and (1,1) in its class, in the mask's biased "
+        "synthetic set", finetune=True, type=SHARE)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Model and training (defaults: the released code)."""
+
+    backbone: str = flag("resnet18", "the network", choices="backbones")
+    pretrained: str = flag("imagenet", "initial weights: imagenet (downloaded once), none (random) "
+                           "or a file with the state dict of torchvision's network")
+    image_size: int = flag(224, "side in pixels", type=number(int, 16, 2048))
+    min_crop: float = flag(0.08, "smallest share of an image that a training crop holds, "
+                           "torchvision's", type=number(float, 0.0, 1.0, open_low=True))
+    batch_size: int = flag(128, "in training", type=number(int, 2, 2**20))
+    eval_batch_size: int = flag(512, "changes speed only", result=False, type=COUNT)
+    pretrain_epochs: int = flag(15, "on the real images", type=COUNT)
+    pretrain_lr: float = flag(0.01, "learning rate", type=RATE)
+    pretrain_milestone: int = flag(10, "epochs of pre-training after which its rate is multiplied "
+                                   "by --gamma", type=COUNT)
+    finetune_epochs: int = flag(10, "on the synthetic images", finetune=True, type=COUNT)
+    finetune_lr: float = flag(0.06, "the paper prints 0.4-0.6, the release runs 0.06",
+                              finetune=True, type=RATE)
+    finetune_milestone: int = flag(10, "as --pretrain-milestone, of the fine-tuning: with 10 of 10 "
+                                   "epochs the rate is constant, as in the release", finetune=True,
+                                   type=COUNT)
+    gamma: float = flag(0.1, "factor of the rate at a milestone; the paper prints 0.01", type=RATE)
+    momentum: float = flag(0.9, "of SGD", type=SHARE)
+    weight_decay: float = flag(1e-4, "of SGD", type=number(float, 0, 10))
+    top_k: float = flag(0.887, "tensors, or a share below 1; 0.887 is 55 of ResNet-18's 62",
+                        finetune=True, type=number(float, 0, 10**6, open_low=True))
+    criterion: str = flag("absolute", "difference of two gradients of a tensor", finetune=True,
+                          choices="criteria")
+    batch_norm: str = flag("update", "running statistics while fine-tuning", finetune=True,
+                           choices=("update", "freeze"))
+    precision: str = flag("auto", "auto: bf16 on cuda, fp32 on cpu",
+                          choices=("auto", "fp32", "bf16"))
+
+    @property
+    def autocast(self):
+        """torch's dtype of the forward pass, None for the weights' own."""
+        import torch
+
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+    def _recipe(self, stage: str, ties: str) -> Recipe:
+        own = {key: getattr(self, f"{stage}_{key}") for key in ("epochs", "lr", "milestone")}
+        return Recipe(**own, gamma=self.gamma, momentum=self.momentum,
+                      weight_decay=self.weight_decay, ties=ties)
+
+    @property
+    def pretrain(self) -> Recipe:
+        """The recipe of every training that starts from the backbone's initial weights."""
+        return self._recipe("pretrain", "later")
+
+    @property
+    def finetune(self) -> Recipe:
+        """The recipe of every training that starts from the pre-trained model."""
+        return self._recipe("finetune", "earlier")
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where it runs."""
+
+    jobs: int = flag(1, "seeds trained at once, each by a process of its own", result=False,
+                     type=COUNT)
+    launcher: str = flag(
+        "none", "slurm: submit every method and seed as one job array, and a job after them that "
+        "makes what is missing and writes tables, figures and report, and end; nothing is lost by "
+        "giving the same command again, with or without it. local: the same as processes of this "
+        "machine, all at once, and wait for them", result=False, choices=LAUNCHERS)
+    slurm: tuple[str, ...] = flag(
+        (), f"of each job: {', '.join(PARAMETERS)}; time in minutes (720 if not given, then the "
+        "job queues again and resumes), mem in GB, parallel jobs at once", result=False, nargs="*",
+        metavar="NAME=VALUE")
+    tensorboard: bool = flag(False, "also log to tensorboard/ in the setting's folder, by epoch",
+                             result=False, action="store_true")
+    device: str = flag("auto", "auto (a GPU where there is one), cpu, cuda or cuda:N")
+    compile: bool = flag(
+        False, "torch.compile steps and validation: up to minutes at the start of each training, "
+        "for long ones on a GPU (steps that take their own derivatives stay as they are)",
+        result=False, action="store_true")
+    workers: int = flag(1, "threads that prepare batches", result=False, type=COUNT)
+    store_dir: Path | None = flag(None, "folder of decoded images; data/store where not given",
+                                  result=False, type=path)
+
+
+@dataclass(frozen=True)
+class Config(MachineConfig, TrainConfig, DataConfig, WhatConfig):
+    """Everything a command was asked for. A function takes the part it needs."""
+
+    def identity(self, *, finetune: bool = True) -> dict[str, Any]:
+        """The values on which results depend; without `finetune` those of the pre-trained model."""
+        values = {
+            f.name: getattr(self, f.name) for f in sorted(fields(self), key=lambda f: f.name)
+            if f.metadata["result"] and (finetune or not f.metadata["finetune"])
+        }
+        values["device"] = self.device.split(":")[0]
+        if self.pretrained not in ("none", "imagenet"):
+            values["pretrained"] = weights_digest(Path(self.pretrained))
+        if self.compile:  # rounds otherwise
+            values["compile"] = True
+        return values
+
+
+def parser(
+    description: str, *, methods: Iterable[str], datasets: Iterable[str], backbones: Iterable[str],
+    criteria: Iterable[str],
+) -> ArgumentParser:
+    """All flags; the names that may be chosen are the caller's."""
+    named = {"datasets": list(datasets), "backbones": list(backbones), "criteria": list(criteria)}
+    methods = list(methods)
+    p = ArgumentParser(
+        description=description, allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for part in (WhatConfig, DataConfig, TrainConfig, MachineConfig):
+        group = p.add_argument_group(part.__doc__.rstrip("."))
+        for f in fields(part):
+            given = dict(f.metadata["argparse"])
+            if isinstance(given.get("choices"), str):
+                given["choices"] = named[given["choices"]]
+            if f.name == "methods":
+                given["choices"] = methods
+            text = f.metadata["help"].replace("{methods}", ", ".join(methods))
+            default = None if f.default is MISSING or given.get("required") else f.default
+            group.add_argument(f"--{f.name.replace('_', '-')}", default=default, help=text, **given)
+    return p
+
+
+def config_of(values: Mapping[str, Any]) -> Config:
+    """The configuration of parsed flags; lists become tuples."""
+    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
