@@ -29,7 +29,7 @@ from paired import in_turn, machine, peak_flops, print_table, ratio, seconds  # 
 
 from models.backbones import BACKBONES, build  # noqa: E402
 from models.method import Method  # noqa: E402
-from utils.engine import Recipe  # noqa: E402
+from utils.recipe import Recipe  # noqa: E402
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 
