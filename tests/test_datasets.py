@@ -194,7 +194,7 @@ def test_tables_and_draws():
     unknown = ImageTable("u", ["/p"], [1], [-1])
     assert unknown.counts() == {**dict.fromkeys(CELLS, 0), (1, -1): 1}
     assert len(concat([], "none")) == 0
-    with pytest.raises(ValueError, match="2 paths, 1 y"):
+    with pytest.raises(ValueError, match="2 samples, 1 y"):
         ImageTable("t", ["/a", "/b"], [1], [1])
 
 
