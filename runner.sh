@@ -100,7 +100,7 @@ prompts() {  # prompt set: the file of the pair, or of the pair turned round
   local file=prompts/${TARGET}_${PROTECTED}_$1.json
   if [ -e "$file" ]; then echo "$file"; else echo "prompts/${PROTECTED}_${TARGET}_$1.json"; fi
 }
-on_demo() { [ "$SETTING" != demo ] || echo "$@"; }
+on_demo() { [ "$SETTING" != demo ] || echo "$@"; }  # a --set of yours takes the place of these
 
 # --- the demo: ERM 83/64/29, full fine-tuning 83/73/8, AIM-Fair 83/74/7; 14 minutes on 2 cores ----
 demo() { train . --methods $METHODS; }
@@ -147,7 +147,7 @@ debiasing() {  # folder, the paper's table, training images
       maple.reference_epochs=3 ${diga:+diga.byol_epochs=6})
 }
 edits() {  # folder, training images: the demo edits those that an ERM run has listed
-  train "$1" --size "$2" --methods erm
+  train "$1" --size "$2" --methods erm --no-tables
   local list; for list in "$RESULTS/$FOLDER/$1"/erm/seed*/train.csv; do break; done
   [ -e "$list" ] || return 0  # the run is a job: give the same line again when it has ended
   EDITS=$DATA/edits_demo/${FOLDER}_$(cksum < "$list" | cut -d' ' -f1)

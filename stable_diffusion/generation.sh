@@ -34,8 +34,9 @@ SPEED=${SPEED:-}                   # for example: --compile --batch-size 30 --pr
 LAUNCHER=${LAUNCHER:-${PYTHON:-python}}  # several GPUs: LAUNCHER="torchrun --nproc-per-node 8"; or submit this
                                    # script as a SLURM array: each task takes its share
 
-read -ra files <<< "${PROMPTS:-$root/prompts/Smiling_Male_contextual_head_poses_50.json}"
-for file in ${files[@]+"${files[@]}"}; do
+read -ra files <<< "$PROMPTS"
+[ "$PROMPTS" ] || files=("$root/prompts/Smiling_Male_contextual_head_poses_50.json")
+for file in ${files[@]+"${files[@]}"}; do  # bash 3.2: an empty array is an unset variable
   # shellcheck disable=SC2086  # the flags are meant to be split
   $LAUNCHER "$here/generate.py" --model "$MODEL" --prompts "$file" --out "$OUT" \
     --images-per-cell "$IMAGES_PER_CELL" --seed "$SEED" $SAMPLER $SIZE $SPEED "$@"

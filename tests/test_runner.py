@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from datasets import DATASETS
+import train
 from models import CHOICES, METHODS, backbones, tsne
-from models.selection import CRITERIA
 from stable_diffusion import grids
-from utils import config
-from utils.reporting.paper import TABLES, paper_row
+from utils.config import Config, config_of
+from utils.options import options_of
+from utils.reporting.paper import FAIRIF_SETTINGS, TABLES, own_row, paper_row
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNER = (ROOT / "runner.sh").read_text()
@@ -48,7 +48,7 @@ def called(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     python.chmod(0o755)
     (folder / "record").unlink(missing_ok=True)
     clean = {name: value for name, value in os.environ.items()
-             if name not in ("TARGET", "PROTECTED", "SETTING", "JOBS", "EDITS")}
+             if not re.search(rf"\b{name}=\${{{name}:-", RUNNER)}  # the runner's own settings
     return subprocess.run(
         ["bash", str(ROOT / "runner.sh"), *words], check=False, capture_output=True, text=True,
         env={**clean, "PYTHON": str(python), "RECORD": str(folder / "record"), "LAUNCHER": "true",
@@ -63,19 +63,22 @@ def recorded(folder: Path, *words: str, **environment: str) -> list[list[str]]:
     return [line.split("\x1f")[:-1] for line in (folder / "record").read_text().splitlines()]
 
 
-def trainings(lines: list[list[str]]) -> list[config.Config]:
-    """The train.py lines, parsed by its parser; --set and --baseline name what there is."""
-    parser = config.parser(
-        "", methods=[*METHODS, *CHOICES], datasets=DATASETS, backbones=backbones.BACKBONES,
-        criteria=CRITERIA,
-    )
+def trainings(lines: list[list[str]]) -> list[Config]:
+    """The train.py lines as train.py reads them: flags, rows, --baseline and --set are checked."""
     taken = []
     for line in (line for line in lines if line[0] == "train.py"):
-        args = config.config_of(vars(parser.parse_args(line[1:])))
-        for method, name in (pair.partition("=")[0].split(".") for pair in args.set):
-            assert method in args.methods and name in METHODS[method].defaults, (method, name)
-        taken.append(args)
+        asked = config_of(vars(train.parser().parse_args(line[1:])))
+        options_of(asked.set, train.rows_of(asked))
+        taken.append(train.complete(asked) if asked.launcher == "none" else asked)
     return taken
+
+
+def printed(args: Config) -> set[str]:
+    """The paper's rows that stand beside this line's."""
+    where = (args.dataset, args.target, args.protected)
+    rows = [own_row(args.paper_table, {**METHODS, **CHOICES}[name].paper_row)
+            for name in args.methods]
+    return {row for row in filter(None, rows) if paper_row(args.paper_table, row, *where)}
 
 
 # --- every pair of the papers' tables ------------------------------------------------------------
@@ -108,25 +111,18 @@ def test_every_experiment_is_taken_for_every_pair(setting, pair, tmp_path):
             assert drawn.cells == ([(1, 1)] if name == "figure4" else None)
 
 
-def own_names(method: str) -> set[str]:
-    """What the paper may call a row of METHODS."""
-    row = (METHODS | CHOICES)[method].paper_row
-    return {row, {"Baseline (ERM)": "ERM"}.get(row, row)}
-
-
 def test_every_row_that_aim_fair_prints_has_its_line(tmp_path):
     """Of every table, dataset and pair: the experiment trains all rows beside the paper's."""
     (tmp_path / "manifest.csv").touch()  # DiGA's edits are made beforehand
     paper = pd.read_csv(TABLES / "aim_fair.csv", dtype={"table": str})
+    paper["row"] = paper["row"].replace("ERM", "Baseline (ERM)")
     columns = ["table", "dataset", "target", "protected"]
     for (table, setting, target, protected), rows in paper.groupby(columns):
         environment = {"SETTING": setting, "TARGET": target, "PROTECTED": protected}
         lines = recorded(tmp_path, f"table{table.split()[0]}", EDITS=str(tmp_path), **environment)
-        runs = [args for args in trainings(lines) if args.paper_table == table]
-        assert {(args.dataset, args.target, args.protected) for args in runs} == {
-            (setting, target, protected)}
-        named = set().union(*(own_names(method) for args in runs for method in args.methods))
-        assert set(rows["row"]) <= named, (table, target, protected)
+        (args,) = [args for args in trainings(lines) if args.paper_table == table]
+        assert (args.dataset, args.target, args.protected) == (setting, target, protected)
+        assert printed(args) == set(rows["row"]), (table, target, protected)
 
 
 @pytest.mark.parametrize(("words", "environment", "pair", "table"), [
@@ -141,23 +137,23 @@ def test_celeba_takes_a_pair_and_further_flags(words, environment, pair, table, 
     (args,) = trainings(recorded(tmp_path, "celeba", *words, "--top-k", "50", **environment))
     assert (args.target, args.protected, args.paper_table, args.top_k) == (*pair, table, 50)
     assert args.methods == ("erm", "full_finetuning", "aim_fair")
-    paper_row(table, METHODS["aim_fair"].paper_row, "celeba", *pair)  # stands beside ours
+    assert "AIM-Fair" in printed(args)
 
 
 def test_the_demo_draws_the_pair_that_is_asked_for(tmp_path):
-    generation = {"LAUNCHER": str(tmp_path / "python")}
+    python = str(tmp_path / "python")
     files = {("Smiling", "Young"): "Smiling_Young", ("Male", "Smiling"): "Smiling_Male"}
     for (target, protected), file in files.items():
-        lines = recorded(tmp_path, "table5", TARGET=target, PROTECTED=protected, **generation)
+        lines = recorded(tmp_path, "table5", TARGET=target, PROTECTED=protected, LAUNCHER=python)
         prompts = [line[line.index("--prompts") + 1] for line in lines
-                   if line[0].endswith("stable_diffusion/generate.py")]
+                   if line[0].endswith("generate.py")]
         assert prompts == [f"prompts/{file}_{name}.json" for name in grids.SETS]
         assert all((ROOT / path).exists() for path in prompts)
         # each row trains on its own set
         assert {name.removeprefix("synthetic_only_") for name in trainings(lines)[0].methods} == (
             set(grids.SETS))
-    assert not any("generate" in word for line in recorded(
-        tmp_path, "table5", SETTING="celeba", **generation) for word in line)
+    paper = recorded(tmp_path, "table5", SETTING="celeba", LAUNCHER=python)
+    assert [line[0] for line in paper] == ["train.py"]  # its images take hours
 
 
 def test_the_demo_makes_digas_edits_and_elsewhere_they_are_given(tmp_path):
@@ -206,7 +202,14 @@ def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
             f"{method}_{network}" for network in networks
             for method in ("erm", "fairif", "fairif_shuffled")}
     else:
-        assert set(runs[0].methods) == FAIRIF_ROWS[name] and len(runs) == 1
+        (args,) = runs
+        assert set(args.methods) == FAIRIF_ROWS[name]
+    if setting != "demo" and args.paper_table:
+        rows = pd.read_csv(TABLES / "fairif.csv")
+        rows = rows[rows["table"].str.startswith(f"{name.removeprefix('table')} ")
+                    & (rows["setting"] == FAIRIF_SETTINGS[setting, *FAIRIF[setting]])]
+        names = {"Original": "Baseline (ERM)", "100%": "FairIF"}  # theirs -> ours
+        assert printed(args) == set(rows["row"].replace(names))
 
 
 # --- flags, seeds, jobs --------------------------------------------------------------------------
@@ -238,6 +241,20 @@ def test_further_flags_reach_every_training(tmp_path):
 def test_jobs_are_train_pys(tmp_path):
     assert [args.jobs for args in trainings(recorded(tmp_path, "table2", JOBS="2"))] == [2] * 6
     assert [args.jobs for args in trainings(recorded(tmp_path, "table9"))] == [1]
+
+
+@pytest.mark.parametrize("name", ["table1", "table4", "table9", "fairif-table11", "bias-ratio"])
+def test_every_job_of_a_table_is_taken_alone(name, tmp_path):
+    """--jobs and SLURM: a job knows neither the table's other rows nor their --set."""
+    lines = recorded(tmp_path, name, RESULTS=str(tmp_path / "results"))
+    line = [line for line in lines if line[0] == "train.py"][-1]
+    (table,) = trainings([line])
+    jobs = train.in_jobs(table, train.rows_of(table), line[1:])
+    runs = trainings([["train.py", *words] for words in jobs])
+    assert [(args.methods, args.seeds) for args in runs] == [
+        ((row,), (seed,)) for row in train.rows_of(table) for seed in table.seeds]
+    assert sum(len(args.set) for args in runs) == len(table.set) * len(table.seeds)
+    assert all(args.no_tables for args in runs)
 
 
 @pytest.mark.parametrize("flags", [["--launcher", "slurm"], ["--launcher=slurm"]])

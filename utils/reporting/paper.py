@@ -45,9 +45,10 @@ def own_row(table: str | None, row: str | None) -> str | None:
 
 
 def _renamed(table: str, row: str) -> str:
-    """ERM's name differs between tables."""
+    """ERM's name differs between tables; FairIF's Table 11 calls FairIF by its share of labels."""
     if table.startswith(FAIRIF):
-        return {"Baseline (ERM)": "Original"}.get(row, row)
+        shares = {"FairIF": "100%"} if table == f"{FAIRIF}11" else {}
+        return ({"Baseline (ERM)": "Original"} | shares).get(row, row)
     return {"Baseline (ERM)": "ERM"}.get(row, row) if table.split()[0] in ("1", "2") else row
 
 
