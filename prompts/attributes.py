@@ -52,11 +52,11 @@ _GRAVE = (
     r"|solemnly|serious|seriously|serious-faced|sullen|sullenly|grim|grimly|grim-faced|glum|grave"
     r"|gravely|deadpan|dour|stoic|stoical|stoically|pensive|pensively|somb(?:re|er)|somb(?:re|er)ly"
     r"|expressionless|impassive|impassively|stone-faced|stony-faced|stony|poker-faced|straight-faced"
-    r"|straight faced|unamused|unimpressed|sad|sadly|sorrowful|mournful|melanchol(?:y|ic)|downcast"
+    r"|straight faced|unamused|unimpressed|sad|sadly|sorrowful|mournful|melanchol(?:y|ic)"
     r"|morose|brooding|tight-lipped|blank-faced|sober-faced|dejected|gloomy|forlorn|crestfallen"
-    rf"|(?:neutral|blank|sober|flat|severe|vacant|unreadable|tense|hard|cold|stiff|set|bored|weary"
-    rf"|tired|worried|anxious|thoughtful|troubled|guarded|reserved|wary|skeptical|sceptical|distant"
-    rf"|faraway|wistful|downturned|firm|straight|inscrutable)(?:,? (?:and )?[\w-]+)? {_LOOK}"
+    rf"|(?:neutral|blank|sober|flat|severe|vacant|unreadable|tense|stiff|bored|weary|downcast|tired"
+    rf"|worried|anxious|thoughtful|troubled|guarded|reserved|wary|skeptical|sceptical|distant"
+    rf"|faraway|wistful|downturned|inscrutable)(?:,? (?:and )?[\w-]+)? {_LOOK}"
     r"|(?:lips|mouth) (?:\w+ )?(?:pressed|set|pursed|compressed|drawn|clamped|turned down"
     r"|downturned)|(?:pressed|pursed|downturned) lips|corners of (?:his|her|the) mouth turned down"
 )
@@ -67,13 +67,23 @@ _OTHER_RACES = (
     r"|nepal[ei]\w*|mexican|brazilian|peruvian|colombian|caribbean|jamaican|cuban|native american"
     r"|indigenous|aboriginal|m[aā]ori|polynesian|pacific islander|samoan|hawaiian|inuit|persian"
     r"|iranian|turkish|kurdish|moroccan|egyptian|ethiopian|somali|nigerian|kenyan|ghanaian"
+    r"|afro[- ]\w+|punjabi|bengali|tamil|gujarati|afghan|pashtun|rohingya|burmese|laotian|hmong"
+    r"|kazakh|uzbek|uyghur|syrian|lebanese|palestinian|jordanian|iraqi|saudi|yemeni|emirati|omani"
+    r"|bedouin|berber|amazigh|tuareg|algerian|tunisian|libyan|sudanese|congolese|senegalese|malian"
+    r"|ugandan|tanzanian|rwandan|eritrean|zulu|xhosa|yoruba|igbo|maasai|haitian|dominican"
+    r"|puerto rican|guatemalan|salvadoran|honduran|ecuadorian|bolivian|andean|mestiz[oa]|quechua"
+    r"|navajo|cherokee|lakota|cree|apache|hopi|fijian|tongan|papuan"
     r"|mixed[- ]race|biracial|multiracial|multiethnic|nonwhite|brown[- ]skinned|dark[- ]skinned"
 )
 
 WORDS = {
     "Smiling": Words(
-        (rf"{_UNSMILING}|{_GRAVE}", r"smil(?:e|es|ed|ing|ingly)|grin(?:s|ning)?"),
-        ("", r"beaming|beams|laugh\w*|chuckl\w+|giggl\w+|smirk\w*|cheerful\w*"),
+        (
+            rf"{_UNSMILING}|{_GRAVE}",
+            r"smil(?:e|es|ed|ing|ingly)|grin(?:s|ning)?|beam(?:s|ing)|laugh(?:s|ing|ter)?"
+            r"|chuckl(?:e|es|ing)|giggl(?:e|es|ing)",
+        ),
+        ("", r"smirk\w*|cheerful\w*|tittering|snicker\w*"),
         r"(?:smile|laugh|laughter|frown)[- ]lines?"
         # A sombre tie is no sombre face.
         r"|(?:somb(?:re|er)|serious|grave|severe|straight|firm|pressed)(?: [\w-]+)?"
@@ -223,8 +233,9 @@ def ages(prompt: str) -> list[int]:
 
 
 _POSE_VERBS = (
-    r"raised|lowered|lifted|lifting|bowed|dipped|leaning|leaned|inclined|angled|cocked|thrown back"
-    r"|upright|straight|level|tucked|rotated|resting|held"
+    r"raised|lowered|lifted|lifting|bowed|dipped|lean|leaning|leaned|inclined|inclining|angled"
+    r"|cocked|thrown back|thrust|upright|straight|level|tucked|rotated|resting|held|tipped|tipping"
+    r"|swivelled|bent|bending|drooping|dropped|averted"
 )
 HEAD_POSE = re.compile(
     r"\btilt(?:ed|ing|s)?\b"
@@ -234,6 +245,9 @@ HEAD_POSE = re.compile(
     r"|right|over|away|sideways|back|ahead|forward|straight|directly|toward|towards|to|at|into)\b"
     r"|\b(?:in|side|quarter|left|right|full|half) profile\b|\bprofile (?:view|pose)\b"
     r"|\bthree[- ]quarter\b|\bfrontal\b|\b(?:side|front|straight-on) (?:view|angle|pose)\b"
-    rf"|\b(?:head|chin|face) (?:\w+ )?(?:{_POSE_VERBS})\b"
-    rf"|\b(?:{_POSE_VERBS}|upturned) (?:head|chin|face)\b"
+    rf"|\b(?:head|chin|face) (?:\w+ ){{0,2}}?(?:{_POSE_VERBS}|(?:up|down)(?:wards?)?)\b"
+    rf"|\b(?:{_POSE_VERBS}|upturned|(?:up|down)ward) (?:of )?(?:his |her |the )?"
+    r"(?:head|chin|face)\b"
+    r"|\b(?:looks?|glances?|turns?|peek\w*|peer\w*|smil\w+|laugh\w*|grin\w*|pouting|back)"
+    r" (?:\w+ ){0,2}?(?:over (?:a|one|his|her|the)(?: \w+)? shoulder|up|upwards?|downwards?)\b"
 )

@@ -108,11 +108,12 @@ def request(document: dict, cell: tuple[int, int], complaint: str = "") -> str:
     """The message that asks for what the cell still lacks: the instruction, what is there, and
     `complaint`, what was wrong with the last answer."""
     dataset, target, protected = (document[key] for key in ("dataset", "target", "protected"))
+    start = document["starts_with"]
     number, head_poses = parse_set(document["set"])
     kept = document["cells"][f"{cell[0]}_{cell[1]}"]
     parts = [
-        instruction(dataset, target, protected, cell, number - len(kept), head_poses),
-        answer_format(dataset, target, protected, cell, head_poses),
+        instruction(dataset, target, protected, cell, number - len(kept), head_poses, start),
+        answer_format(dataset, target, protected, cell, head_poses, start),
     ]
     if kept:
         parts.append("These prompts are already there, write other ones:\n" + "\n".join(kept))

@@ -13,7 +13,7 @@ from prompts.instruction import CELEBA_OTHERS
 
 _HAIR = (
     r"(?:[- ]|[^,.;]{1,40}?[- ])(?:hair\w*|curls|waves|bob|braids?|bun|ponytail|locks|locs|crop"
-    r"|pixie|afro|fringe|bangs|bangs|mane|ringlets|dreadlocks|cornrows|strands|tresses|coils"
+    r"|pixie|afro|fringe|bangs|mane|ringlets|dreadlocks|cornrows|strands|tresses|coils"
     r"|chignon|topknot|updo|plaits?|pigtails|cut|mop|quiff|buzz cut|curl|coif)"
 )
 _BROWS = r"(?:\w+ )?(?:eye)?brows?"
@@ -33,7 +33,8 @@ NAMED_BY = {
     "big lips": r"(?:big|full|fuller|plump|large|thick|generous)(?:,? \w+)? lips|full-lipped",
     "big nose": r"(?:big|large|broad|wide|prominent|bulbous|strong)(?:,? \w+)? nose",
     "black hair": rf"(?:\w+-)?black{_HAIR}|raven(?:-haired| hair| curls| locks)",
-    "blurry": r"blur\w*|soft[- ]focus|out of focus|unfocused",
+    # the picture, not what lies behind the person
+    "blurry": r"blurry|(?:slightly|faintly) blurred|motion blur|soft[- ]focus",
     "brown hair": rf"(?:\w+-)?(?:brown|chestnut|brunette){_HAIR}|brunette",
     "bushy eyebrows": rf"(?:bushy|thick|heavy|shaggy|dense) {_BROWS}",
     "chubby": r"chubby|chubby-\w+|plump(?! lips)|pudgy|round-cheeked",

@@ -122,6 +122,7 @@ def instruction(
     cell: tuple[int, int],
     number: int,
     head_poses: bool = False,
+    starts_with: str = STARTS_WITH,
 ) -> str:
     """The paper's instruction for one cell (y, a), put together from its parts.
 
@@ -133,7 +134,7 @@ def instruction(
     target_value, protected_value = VALUES[target][cell[0]], VALUES[protected][cell[1]]
     others = other_descriptions(dataset, target, protected, head_poses)
     prompt_format = (
-        f'The prompts should be for a "{STARTS_WITH}," ensuring the image only contains the '
+        f'The prompts should be for a "{starts_with}," ensuring the image only contains the '
         f"{IMAGE_PART[dataset]} part."
     )
     return (
@@ -142,7 +143,12 @@ def instruction(
 
 
 def answer_format(
-    dataset: str, target: str, protected: str, cell: tuple[int, int], head_poses: bool
+    dataset: str,
+    target: str,
+    protected: str,
+    cell: tuple[int, int],
+    head_poses: bool,
+    starts_with: str = STARTS_WITH,
 ) -> str:
     """What prompts/check.py will hold the answer to, said to the model; not in the paper.
 
@@ -153,12 +159,12 @@ def answer_format(
         for attribute, value in ((target, cell[0]), (protected, cell[1]))
     ]
     rules = [
-        f'starts with the words "{STARTS_WITH}"',
+        f'starts with the words "{starts_with}"',
         f"names the person in plain words as {values[0]} and as {values[1]}",
         'says what is seen and never what is not: no "not smiling", "unsmiling" or "not young"',
         "has an idea of its own, as if it described one real person, and shares few words with the "
         "others",
-        f"goes on after these words in its own way: no three words after \"{STARTS_WITH}\" serve "
+        f"goes on after these words in its own way: no three words after \"{starts_with}\" serve "
         "more than a few prompts",
         "is one English sentence of at most 40 words, different from every other prompt",
     ]

@@ -170,6 +170,10 @@ def test_content_that_is_no_object_fails():
         ("Smiling", "a stern man in a sombre tie", {0}, {0}),
         ("Smiling", "a man with a sombre tie", set(), set()),
         ("Smiling", "a woman with a neutral expression", {0}, {0}),
+        ("Smiling", "a laughing woman with laugh lines", {1}, {1}),
+        ("Smiling", "a bald man, beaming, with a straight, oval face", {1}, {1}),
+        ("White", "an Afro-Dominican woman in a White hat", {0}, {0}),
+        ("White", "a Kazakh man with an Afghan shawl", {0}, {0}),
         ("Smiling", "a woman with a calm, neutral face", {0}, {0}),
         ("Smiling", "a woman against a neutral background", set(), set()),
         ("Smiling", "a pensive man with frown lines", {0}, {0}),
@@ -215,6 +219,12 @@ def test_ages_are_read_in_figures_and_words():
         ("chin lowered", True),
         ("facing the camera", True),
         ("a three-quarter view", True),
+        ("head tipped back a little", True),
+        ("leaning her head slightly right", True),
+        ("peeking over her bare shoulder", True),
+        ("chin up a touch", True),
+        ("smiling as drops run down her face", False),
+        ("a braid over one shoulder", False),
         ("good-looking to everyone", False),
         ("damp-looking hair", False),
         ("raised eyebrows and a turned-up collar", False),
@@ -298,6 +308,18 @@ def test_tokenizer_folder_without_tokenizer_is_one_sentence(tmp_path):
 
 
 # --- the paper's instruction ---
+
+
+def test_a_file_holds_the_text_that_is_sent_for_it():
+    for path in FILES:
+        document = committed(path.stem)
+        if "contextual" not in path.stem or path.stem in TO_REWRITE:
+            continue
+        empty = document | {"cells": {f"{y}_{a}": [] for y, a in CELLS}}
+        empty["set"] = document["set"].replace("25", "50")
+        sent = {f"{y}_{a}": build.request(empty, (y, a)) for y, a in CELLS}
+        assert document["source"]["instruction"] == sent
+        assert document["starts_with"] in sent["0_0"]
 
 
 def test_instruction_is_the_supplements():

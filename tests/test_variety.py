@@ -86,6 +86,11 @@ def test_an_attribute_that_no_prompt_names_is_missing(attribute):
     assert coverage.missing_attributes("Smiling", "Male", without) == [attribute]
 
 
+def test_a_blurred_background_is_no_blurry_picture():
+    behind = {(0, 0): ["A man, roses blurred behind."]}
+    assert "blurry" in coverage.missing_attributes("Smiling", "Male", behind)
+
+
 def test_an_attribute_of_one_sex_counts_in_its_cells_only():
     beards = {(y, a): ["A goatee and lipstick."] if a == 0 else ["A hat."] for y, a in CELLS}
     missing = coverage.missing_attributes("Smiling", "Male", beards)
