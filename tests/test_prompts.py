@@ -36,18 +36,7 @@ def test_every_pair_has_its_four_sets():
     assert {f"{pair}_{name}" for pair in PAIRS for name in SETS} <= names
 
 
-# Of a date before the rules on negations, profiles and variety; each is to be written anew.
-TO_REWRITE = {
-    path.stem for path in FILES
-    if "contextual" in path.stem and committed(path.stem)["source"]["date"] < "2026-11-25"
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(strict=True)]
-                 if path.stem in TO_REWRITE else [])
-    for path in FILES
-])  # fmt: skip
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_committed_file_passes(path):
     assert [str(failure) for failure in check.check_file(path)] == []
 
@@ -313,7 +302,7 @@ def test_tokenizer_folder_without_tokenizer_is_one_sentence(tmp_path):
 def test_a_file_holds_the_text_that_is_sent_for_it():
     for path in FILES:
         document = committed(path.stem)
-        if "contextual" not in path.stem or path.stem in TO_REWRITE:
+        if "contextual" not in path.stem:
             continue
         empty = document | {"cells": {f"{y}_{a}": [] for y, a in CELLS}}
         empty["set"] = document["set"].replace("25", "50")
