@@ -28,10 +28,16 @@ NOUNS = {
     (0, 1): ("woman", "female", "lady", "female person"),
     (0, 0): ("old woman", "elderly woman", "older female", "senior woman", "older lady"),
 }  # (Male, Young) -> nouns; the young ones get their adjective half of the time
-SMILE = ("smiling {}", "{} with a smile", "{} with a bright smile", "{} smiling warmly")
+SMILE = (
+    "smiling {}", "{} with a smile", "{} with a bright smile", "{} smiling warmly", "grinning {}",
+    "laughing {}", "beaming {}", "{} with a wide grin", "cheerful {}, smiling",
+)
+# What is seen, not what is missing: diffusion models follow negations badly.
 NO_SMILE = (
-    "not smiling {}", "unsmiling {}", "{} with a neutral expression, not smiling",
-    "{} with a serious expression, not smiling",
+    "{} with a neutral expression", "serious {}", "frowning {}", "stern {}", "solemn {}",
+    "pensive {}", "stoic {}", "expressionless {}", "grave {}", "sullen {}", "scowling {}",
+    "sad {}", "{} with a blank expression", "straight-faced {}", "deadpan {}", "sombre {}",
+    "unamused {}", "pouting {}", "grim {}", "{} looking serious", "{} with lips pressed together",
 )
 DISTRACTORS = (
     "black hair", "brown hair", "blond hair", "wavy hair", "straight hair", "bangs", "short hair",
@@ -72,7 +78,8 @@ class Captions:
         noun = nouns[rng.integers(len(nouns))]
         if young and rng.random() < 0.5:
             noun = "young " + noun
-        pattern = (SMILE if smiling else NO_SMILE)[rng.integers(4)]
+        patterns = SMILE if smiling else NO_SMILE
+        pattern = patterns[rng.integers(len(patterns))]
         extras = rng.choice(len(DISTRACTORS), size=rng.integers(0, 5), replace=False)
         words = [pattern.format(noun)] + [DISTRACTORS[i] for i in extras]
         return "Portrait face photo of a " + ", ".join(words) + "."

@@ -6,6 +6,7 @@ Trained on the TRAINING partition of the demo faces only, in three stages: the a
 (64x64 -> 16x16x4), the text encoder against the labels, the UNet on cached latents with the text
 encoder frozen, as in Stable Diffusion. (Trained along with the UNet instead, the text encoder had
 not told "smiling" from "not smiling" after 130,000 images: a smile is too few of the pixels.)
+`--start stable_diffusion/demo_model` trains the committed one on, when the prompts' wording changed.
 Each stage checkpoints and resumes from its last checkpoint, the first and the last draw a grid;
 the result is written in diffusers' own format (safetensors, fp16) to stable_diffusion/demo_model/.
 
@@ -32,7 +33,7 @@ from stable_diffusion.demo_trainer import Trainer
 from stable_diffusion.pipeline import pick_device
 from utils.errors import exit_cleanly
 from utils.files import atomic_path
-from utils.options import ArgumentParser
+from utils.options import ArgumentParser, path
 
 HERE = Path(__file__).resolve().parent
 SIZE, LATENT_CHANNELS, WIDTH = 64, 4, 128  # pixels, channels of a latent, text embedding
@@ -194,12 +195,31 @@ def sample_grid(path: Path, pipeline: StableDiffusionPipeline) -> None:
     save_grid(path, images.cpu().float() * 2 - 1)
 
 
+def train_vae(args, images: torch.Tensor, cells: np.ndarray, device) -> AutoencoderKL:
+    """The autoencoder, from random weights or its last checkpoint."""
+    stage = Trainer(
+        args.work / "vae", new_vae(), vae_loss(images, device), cells=cells,
+        batch=args.batch_vae, steps=args.steps_vae, lr=1e-3, average=0.995, device=device,
+    )
+
+    @torch.no_grad()
+    def reconstructions(average):
+        x = images[:32].to(device).float() / 127.5 - 1
+        y = average.decode(average.encode(x).latent_dist.mean).sample
+        save_grid(args.work / "vae" / "grid.png", torch.stack([x, y], 1).flatten(0, 1).cpu())
+
+    stage.run("autoencoder", args.bf16, reconstructions)
+    return stage.average.eval()
+
+
 @exit_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="unpacked faces")
-    parser.add_argument("--work", type=Path, default=Path("data/demo_model"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=HERE / "demo_model")
+    parser.add_argument("--data", type=path, default=Path("data/demo"), help="unpacked faces")
+    parser.add_argument("--work", type=path, default=Path("data/demo_model"), help="checkpoints")
+    parser.add_argument("--out", type=path, default=HERE / "demo_model")
+    parser.add_argument("--start", type=path, help="a demo model to train on, with its tokenizer "
+                        "and autoencoder: its text encoder and UNet learn the captions of today")
     parser.add_argument("--steps-vae", type=int, default=2000)
     parser.add_argument("--steps-text", type=int, default=600)
     parser.add_argument("--steps-unet", type=int, default=9000)
@@ -214,26 +234,18 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = read_faces(demo.unpack(args.data))
     cells = 2 * labels[:, 0] + labels[:, 1]  # Smiling x Male, what the demo is judged on
     captions = Captions()
-    tokenizer = train_tokenizer(captions)
-
-    vae = new_vae()
-    stage = Trainer(
-        args.work / "vae", vae, vae_loss(images, device), cells=cells,
-        batch=args.batch_vae, steps=args.steps_vae, lr=1e-3, average=0.995, device=device,
-    )
-
-    @torch.no_grad()
-    def reconstructions(average):
-        x = images[:32].to(device).float() / 127.5 - 1
-        y = average.decode(average.encode(x).latent_dist.mean).sample
-        save_grid(args.work / "vae" / "grid.png", torch.stack([x, y], 1).flatten(0, 1).cpu())
-
-    stage.run("autoencoder", args.bf16, reconstructions)
-    vae = stage.average.eval()
+    if args.start is None:
+        tokenizer = train_tokenizer(captions)
+        text_encoder, unet = new_text_encoder(tokenizer), new_unet()
+        vae = train_vae(args, images, cells, device)
+    else:
+        given = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
+        tokenizer, text_encoder, unet = given.tokenizer, given.text_encoder, given.unet
+        vae = given.vae.to(device).eval()
     latents = encode_all(vae, images, device)
 
     stage = Trainer(
-        args.work / "text", new_text_encoder(tokenizer),
+        args.work / "text", text_encoder,
         text_loss(labels, captions, tokenizer, device), cells=cells,
         batch=64, steps=args.steps_text, lr=1e-3, average=0.99, device=device,
     )
@@ -241,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     text_encoder = stage.average.eval()
 
     stage = Trainer(
-        args.work / "unet", new_unet(),
+        args.work / "unet", unet,
         unet_loss(latents, labels, captions, tokenizer, text_encoder,
                   scheduler().alphas_cumprod, device), cells=cells,
         batch=args.batch_unet, steps=args.steps_unet, lr=1e-3, average=0.999, device=device,
