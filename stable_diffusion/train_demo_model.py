@@ -6,7 +6,7 @@ Trained on the TRAINING partition of the demo faces only, in three stages: the a
 (64x64 -> 16x16x4), the text encoder against the labels, the UNet on cached latents with the text
 encoder frozen, as in Stable Diffusion. (Trained along with the UNet instead, the text encoder had
 not told "smiling" from "not smiling" after 130,000 images: a smile is too few of the pixels.)
-`--start stable_diffusion/demo_model` trains the committed one on, when the prompts' wording changed.
+`--start stable_diffusion/demo_model` trains the committed one on where the wording changed.
 Each stage checkpoints and resumes from its last checkpoint, the first and the last draw a grid;
 the result is written in diffusers' own format (safetensors, fp16) to stable_diffusion/demo_model/.
 
