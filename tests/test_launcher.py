@@ -211,6 +211,39 @@ def test_seeds_at_once_end_as_one_after_the_other(tmp_path, capfd):
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_processes_run_at_once_share_the_threads_and_may_say_much(tmp_path, monkeypatch):
+    """Two wait for each other, which in turn they could not; each fills more than a pipe."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    program = (
+        "import os, pathlib, sys, time; me, other = map(pathlib.Path, sys.argv[1:]);"
+        "me.write_text(os.environ['OMP_NUM_THREADS']); print('x' * 200_000, file=sys.stderr);"
+        "until = time.monotonic() + 60;\n"
+        "while not other.exists():\n"
+        "    assert time.monotonic() < until; time.sleep(0.02)"
+    )
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    launcher.in_parallel(
+        [[sys.executable, "-c", program, *pair] for pair in (names, names[::-1])], 2)
+    threads = str(max(1, os.cpu_count() // 2))
+    assert [Path(name).read_text() for name in names] == [threads] * 2
+
+
+def test_a_stopped_launcher_stops_its_processes(tmp_path, monkeypatch):
+    def stop():
+        if len(list(tmp_path.glob("*.pid"))) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PREEMPTION, "check", stop)
+    program = ("import os, pathlib, sys, time;"
+               "pathlib.Path(sys.argv[1], f'{os.getpid()}.pid').touch(); time.sleep(100)")
+    with pytest.raises(KeyboardInterrupt):
+        launcher.in_parallel([[sys.executable, "-c", program, str(tmp_path)]] * 3, 2)
+    assert len(list(tmp_path.glob("*.pid"))) == 2  # the third was not begun
+    for path in tmp_path.glob("*.pid"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.stem), 0)
+
+
 def test_what_a_failed_process_said_is_passed_on():
     wrong = [sys.executable, "-c", "import sys; sys.exit('error: no such thing')"]
     with pytest.raises(UserError, match="a run failed with 'error: no such thing'"):

@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -208,19 +209,21 @@ def in_parallel(commands: Sequence[Sequence[str]], jobs: int) -> None:
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1"}
-    waiting, running = deque(commands), []
+    waiting, running = deque(commands), {}  # process -> the file of what it says on stderr
     failed: list[str] = []
     try:
         while (waiting and not failed) or running:
             while waiting and not failed and len(running) < jobs:
-                running.append(subprocess.Popen(
-                    waiting.popleft(), env=environment, stderr=subprocess.PIPE, text=True))
+                said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
+                process = subprocess.Popen(waiting.popleft(), env=environment, stderr=said)
+                running[process] = said
             PREEMPTION.check()
             for process in [one for one in running if one.poll() is not None]:
-                running.remove(process)
-                said = [line for line in process.stderr.read().splitlines() if line.strip()]
+                with running.pop(process) as said:
+                    said.seek(0)
+                    lines = [line.strip() for line in said if line.strip()]
                 if process.returncode:
-                    failed.append((said or [f"exit code {process.returncode}"])[-1])
+                    failed.append((lines or [f"exit code {process.returncode}"])[-1])
             time.sleep(0.1)
     finally:
         for process in running:

@@ -17,8 +17,8 @@ class DOMIND(Method):
     Of the paper's four rules of inference this is the sum of the heads' logits, which needs no a at
     test time and is again one linear layer: the network's output layer holds the heads' mean, whose
     sign is the sum's, so that the result is an ordinary classifier. (The tables in memory sum
-    probabilities, another of the four: baselines/domind.py. The two can differ where the heads
-    disagree.)
+    probabilities, another of the four: baselines/domind.py. With two heads of one logit both decide
+    alike: sigmoid(f) + sigmoid(g) > 1 exactly where f + g > 0.)
     Departures: one logit a head, as the task has two classes; SGD with the setting's recipe.
     """
 
