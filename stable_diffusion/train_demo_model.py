@@ -186,7 +186,7 @@ def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
 def sample_grid(path: Path, pipeline: StableDiffusionPipeline) -> None:
     """Eight faces of each Smiling/Male cell, one row a cell."""
     pipeline.set_progress_bar_config(disable=True)
-    words = ("not smiling woman", "not smiling man", "smiling woman", "smiling man")
+    words = ("serious woman", "serious man", "smiling woman", "smiling man")
     prompts = [f"Portrait face photo of a {w}." for w in words for _ in range(8)]
     images = pipeline(
         prompts, num_inference_steps=20, guidance_scale=3.0, output_type="pt",
