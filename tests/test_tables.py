@@ -12,7 +12,8 @@ import pytest
 from utils.errors import UserError
 from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
-from utils.reporting.table_text import number
+from utils.reporting.paper import marks_of
+from utils.reporting.table_text import number, paper_section
 from utils.reporting.tables import (
     FIGURES,
     collect,
@@ -166,6 +167,25 @@ def test_differences_pair_by_seed(setting):
     # WST: .8 - .6 and .8 - .7; half width 12.706205 * (.1 / sqrt(2)) / sqrt(2)
     assert paired.wst_difference["aim_fair"] == pytest.approx(15)
     assert paired.wst_high["aim_fair"] == pytest.approx(15 + 12.706205 * 5, rel=1e-6)
+
+
+def test_what_the_paper_does_not_print_so_is_marked():
+    assert marks_of("3", "Linear probing", "celeba", "Smiling", "Young") == "g10 computed"
+    assert marks_of("3", "Linear probing", "celeba", "Smiling", "Male") is None
+    assert marks_of("fairif-5", "FairIF", "celeba", "Blond_Hair", "Male") is None
+    where = ("celeba", "Smiling", "Male")
+    corrected = "g10 printed 91.26; g11 printed 89.44"
+    assert marks_of("7", "AIM-Fair 2x synthetic", *where) == corrected
+    ours = dict.fromkeys(("acc_table", "wst_table", "eo_worst_table", "std_table", "paper_acc",
+                          "paper_wst", "paper_eo", "paper_std", "difference_acc",
+                          "difference_wst", "difference_eo", "difference_std"), 1.0)
+    rows = [{"method": "twice", "paper_table": "7", "paper_row": "AIM-Fair 2x synthetic",
+             "paper_eo_definition": "worst", "paper_marks": corrected, **ours}]
+    assert f"not as printed: twice: {corrected}.\n" in paper_section(rows)
+    assert "not as printed" not in paper_section([rows[0] | {"paper_marks": None}])
+    # printed, though other group accuracies of the row are not
+    assert paper_row("3", "Full fine-tuning", "celeba", "Smiling", "Young")["g01"] == 90.06
+    assert paper_row("3", "Data repairing", "utkface", "Female", "White")["g10"] == 95.71
 
 
 def test_paper_rows():

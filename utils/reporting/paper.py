@@ -65,6 +65,29 @@ def paper_row(
     row = _renamed(table, row)
     if table.startswith(FAIRIF):
         return _fairif_row(table.removeprefix(FAIRIF), row, dataset, target, protected)
+    found = _aim_fair_row(table, row, dataset, target, protected)
+    if found is None:
+        return None
+    return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *CELL_FIGURES)}
+
+
+def marks_of(
+    table: str, row: str, dataset: str | None, target: str | None, protected: str | None
+) -> str | None:
+    """Which of a row's group accuracies are not as the paper prints them, None where all are.
+
+    "g10 computed": illegible there, solved for from the accuracy and the group counts. "g10
+    printed 91.26": the paper's figure is in another column's place and was corrected. A figure
+    that is NaN is not printed. Arguments and errors as for `paper_row`.
+    """
+    if table.startswith(FAIRIF):
+        return None
+    found = _aim_fair_row(table, _renamed(table, row), dataset, target, protected)
+    return found["marks"] if found is not None and isinstance(found["marks"], str) else None
+
+
+def _aim_fair_row(table: str, row: str, *setting: str | None) -> pd.Series | None:
+    dataset, target, protected = setting
     rows = _table("aim_fair")
     if table not in set(rows["table"]):
         raise UserError(
@@ -75,10 +98,7 @@ def paper_row(
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         rows = rows[rows[name] == value]
-    found = _one(rows, "aim_fair", given)
-    if found is None:
-        return None
-    return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *CELL_FIGURES)}
+    return _one(rows, "aim_fair", given)
 
 
 def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float] | None:

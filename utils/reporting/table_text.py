@@ -64,7 +64,7 @@ def markdown(
     theirs = [row for row in rows if row["paper_table"].startswith(FAIRIF)]
     if len(rows) > len(theirs):
         parts += ["## Beside the paper\n", "Ours (first table) / the paper's / ours minus it.\n",
-                  _paper_section([row for row in rows if row not in theirs])]
+                  paper_section([row for row in rows if row not in theirs])]
     if theirs:
         parts += ["## Beside FairIF's paper\n",
                   "Ours (mean over seeds) / the paper's / ours minus it.\n",
@@ -117,7 +117,9 @@ def _plus_minus(mean: float, spread: float) -> str:
     return "n/a" if math.isnan(mean) else f"{number(mean)} ± {number(spread)}"
 
 
-def _paper_section(records: list[dict]) -> str:
+def paper_section(records: list[dict]) -> str:
+    """Our figures beside AIM-Fair's, one row a method, and which of the paper's are not as printed.
+    """
     rows = []
     for row in records:
         definition = row["paper_eo_definition"]
@@ -130,7 +132,11 @@ def _paper_section(records: list[dict]) -> str:
                          f"{number(row[f'difference_{name}'], sign=True)}")
         source = f"Table {row['paper_table']}, {row['paper_row']}"
         rows.append([row["method"], source, *cells[:3], definition, cells[3]])
-    return aligned(["method", "the paper's row", "ACC", "WST", "EO", "which EO", "STD"], rows)
+    text = aligned(["method", "the paper's row", "ACC", "WST", "EO", "which EO", "STD"], rows)
+    marked = [f"{row['method']}: {row['paper_marks']}" for row in records
+              if isinstance(row["paper_marks"], str)]
+    note = "\nGroup accuracies of the paper that are not as printed: " + "; ".join(marked) + ".\n"
+    return text + (note if marked else "")
 
 
 def _fairif_section(records: list[dict]) -> str:

@@ -30,7 +30,14 @@ from utils.files import write_atomic
 from utils.metrics import CELLS, from_json, summary, table_style
 from utils.options import ArgumentParser
 from utils.reporting import relative, row_settings, table_text
-from utils.reporting.paper import CELL_FIGURES, IMPOSSIBLE, eo_definition, impossible, paper_row
+from utils.reporting.paper import (
+    CELL_FIGURES,
+    IMPOSSIBLE,
+    eo_definition,
+    impossible,
+    marks_of,
+    paper_row,
+)
 from utils.reporting.paper import FIGURES as PAPER_FIGURES
 
 FIGURES = tuple(table_text.TITLES)  # every metric, in the order of the columns
@@ -156,7 +163,7 @@ def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"the seeds in {runs[0].parent} differ in {', '.join(keys)}; separate them")
     figures = dict.fromkeys((*PAPER_FIGURES, *CELL_FIGURES), math.nan)
     labels: dict[str, Any] = dict.fromkeys(
-        ("paper_table", "paper_row", "paper_eo_definition", "paper_note")
+        ("paper_table", "paper_row", "paper_eo_definition", "paper_note", "paper_marks")
     )
     table, row, *where = wanted.pop() if wanted else (None,) * len(keys)
     printed = None if table is None or row is None else paper_row(str(table), row, *where)
@@ -165,7 +172,7 @@ def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:
         definition = eo_definition(str(table), row)
         note = f"impossible: {IMPOSSIBLE}" if impossible(figures) else None
         labels = {"paper_table": str(table), "paper_row": row, "paper_eo_definition": definition,
-                  "paper_note": note}
+                  "paper_note": note, "paper_marks": marks_of(str(table), row, *where)}
     eo = {"worst": "eo_worst", "mean": "eo_mean"}.get(labels["paper_eo_definition"])
     ours_by_name = {name: ours[f"{eo if name == 'eo' else name}_table"]
                     for name in PAPER_FIGURES if name != "eo" or eo}
