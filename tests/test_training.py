@@ -83,9 +83,7 @@ def refused(capsys, arguments: list[str]) -> str:
 # --- every method --------------------------------------------------------------------------------
 
 
-# A variant is its row with other flags; Figure 5's k are too many for this network's 38 tensors.
-# A tenth of its four validation images a group is none.
-RUN = [name for name, method in METHODS.items() if not method.overrides and name != "fairif_10"]
+RUN = tiny.runnable(METHODS)
 
 
 @pytest.mark.parametrize("name", [*RUN, "aim_fair_cosine", "synthetic_only_plain"])

@@ -106,6 +106,15 @@ def flags(data: Path, results: Path, *more) -> list[str]:
     return [str(flag) for flag in [*fixed, *more]]
 
 
+def runnable(methods: dict) -> list[str]:
+    """The rows that this data and network are large enough for, without the variants.
+
+    A variant is its row with other flags; Figure 5's k are too many for 38 tensors. A tenth of
+    four validation images a group is none.
+    """
+    return [name for name, row in methods.items() if not row.overrides and name != "fairif_10"]
+
+
 def quick(name: str, **options) -> list[str]:
     """train.py's flags for one method: QUICK's hyper-parameters, `options` in their place."""
     pairs = [f"{key}={value}" for key, value in (QUICK.get(name, {}) | options).items()]
