@@ -10,9 +10,9 @@
 #   bash runner.sh table3 --tensorboard      further flags go to every train.py of the experiment
 #   bash runner.sh table3 --launcher slurm --slurm partition=gpu gpus=1 cpus=8
 #
-# Every command is printed so that it can be pasted. Interrupted, the same line goes on. A table is
-# the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Where the paper
-# has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of CelebA
+# Every command is printed so that it can be pasted. Interrupted? Rerun the same line to resume. A
+# table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Where
+# the paper has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of CelebA
 # Smiling/Male, EO in the worst case, and the cost: of a row in passes over the 20,000 images a seed
 # (ERM's 15 are shared by a setting's tables), and of the demo's three seeds on one core.
 set -euo pipefail

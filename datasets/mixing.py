@@ -64,7 +64,7 @@ class Data:
 
     @cached_property
     def synthetic_biased(self) -> ImageTable:
-        """--synthetic-biased-ratio images a real one (the paper: 1), by --synthetic-minority."""
+        """--synthetic-biased-ratio images per real one (the paper: 1), by --synthetic-minority."""
         size = round(self.config.synthetic_biased_ratio * len(self.real))
         counts = biased_counts(size, self.config.synthetic_minority)
         # Another stream than the balanced draw, or the two would share their first images.
@@ -77,16 +77,16 @@ class Data:
 
     @cached_property
     def repaired(self) -> ImageTable:
-        """The real images followed by synthetic ones of the scarce cells until all are as large.
+        """The real images followed by synthetic ones of the minority groups until all are as large.
 
-        Which real images are scarce is known from their protected labels: a strategy that trains on
-        this set declares uses_attributes = "train". A cell of which fewer were generated (the demo)
+        The minority is known from the protected labels: a strategy that trains on this set declares
+        uses_attributes = "train". A cell of which fewer were generated (the demo)
         gets all there are, which is said. Raises UserError where protected labels are not known.
         """
         counts = self.real.counts()
         if set(counts) != set(CELLS):
             raise UserError(
-                f"data repairing fills the scarce cells of {self.real.name}, whose protected "
+                f"data repairing fills the minority groups of {self.real.name}, whose protected "
                 "labels are not all known; leave data_repairing and ltgc out of --methods"
             )
         available, filling = self._synthetic().counts(), {}

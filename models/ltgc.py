@@ -12,7 +12,7 @@ from utils.run import Run
 
 
 def mix_pairs(x: Tensor, y: Tensor, generated: Tensor, share: Tensor, order: Tensor) -> tuple:
-    """Mix every generated image of a batch with a real one of the same batch.
+    """Mix every generated image of a batch with one of the batch's real images.
 
     x float [B, 3, H, W], y int64 [B], generated bool [B]; share float [B] in [0, 1], the generated
     part of the mixture; order float [B] uniform in [0, 1), from which the real partners follow.
@@ -28,9 +28,9 @@ def mix_pairs(x: Tensor, y: Tensor, generated: Tensor, share: Tensor, order: Ten
 
 
 class LTGC(Method):
-    """ERM on the real images and on mixtures of generated with real ones in the scarce cells.
+    """ERM on the real images and on mixtures of generated with real ones in the minority groups.
 
-    The training set is the real one filled up with generated images of the scarce cells (y, a)
+    The training set is the real one filled up with generated images of the minority groups (y, a)
     until all are as large: the cells are the tail, so the real images' protected labels are used.
     In a batch every generated image g is mixed with a random real one r (BalanceMix):
     x = s x_g + (1 - s) x_r, s ~ Beta(alpha, alpha), and costs

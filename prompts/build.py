@@ -4,7 +4,7 @@
         --model gpt-4 [--head-poses] [--base-url URL] [--out FILE]
 
 Any endpoint that speaks OpenAI's chat completions will do, with response_format or without. Every
-answer is kept at once in <FILE>.partial; a start with the same settings goes on from there, and
+answer is kept at once in <FILE>.partial; a start with the same settings resumes from there, and
 reads the kept answers again. The key is read from the environment only and is taken out of all that
 is printed or stored.
 """

@@ -20,7 +20,7 @@ class Trainer:
     `loss(modules, rows, generator)` is the mean loss of one batch of training rows. The length of
     the schedule is `steps`; the data order and all noise follow from the step alone, so a resumed
     training sees what an unbroken one would have seen. `cells` says which cell a row belongs to:
-    every cell is drawn equally often, or the scarce unsmiling women would hardly be learned.
+    every cell is drawn equally often, or the few unsmiling women would hardly be learned.
     """
 
     def __init__(self, folder, modules, loss, *, cells, batch, steps, lr, average, device):

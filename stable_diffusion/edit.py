@@ -12,7 +12,7 @@ with a prompt that says the image's own target label and a protected value drawn
 image's protected label is not read, but the prompts name the spurious attribute.
 
 Writes <out>/manifest.csv first (path, source, degree, prompt, seed, model, settings), then
-<out>/images/*.png. Stopped at any moment, the same command goes on; several processes (torchrun,
+<out>/images/*.png. Interrupted? Rerun the same command to resume; several processes (torchrun,
 SLURM, --shard i/n) share the work as those of generate.py do. On average an edit costs (LOW +
 HIGH) / 2 of an image of generate.py.
 """

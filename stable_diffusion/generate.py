@@ -6,9 +6,9 @@
 writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is
 to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets for other
 programs (train.py draws its own from the manifest, by its seed and ratios). Stopped at
-any moment, the same command goes on; started several times (torchrun, accelerate, srun, mpirun, an
-array of jobs, or --shard i/n: see shares.py) the processes share the work through the file system
-alone.
+any moment, it resumes by the same command; started several times (torchrun, accelerate, srun,
+mpirun, an array of jobs, or --shard i/n: see shares.py) the processes share the work through the
+file system alone.
 """
 
 from __future__ import annotations

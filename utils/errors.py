@@ -33,7 +33,7 @@ def exit_cleanly(main: Callable) -> Callable:
     """Wrap a command's main so that a UserError prints `error: <sentence>` and exits with 2.
 
     So does what the operating system refuses: a disk that fails, a folder that may not be read.
-    Ctrl-C ends with 130: whatever a command had written, the same command goes on from there.
+    Ctrl-C ends with 130: rerun the same command to resume from what it had written.
     A reader that stops early (`| head`) ends it with 141, as the shell's own commands. What the
     terminal cannot show of a file's name is printed as an escape.
     """
@@ -56,7 +56,7 @@ def exit_cleanly(main: Callable) -> Callable:
                 raise
             _refuse(system_reason(error))
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            print("\nInterrupted; rerun the same command to resume.", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped

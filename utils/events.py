@@ -3,7 +3,7 @@
     tensorboard --logdir results/<setting>/tensorboard
 
 One TensorBoard run per stage holds loss, validation accuracy and learning rate by epoch, and one
-per run its settings and test metrics (the HPARAMS page). While a run goes on its epochs are added
+per run its settings and test metrics (the HPARAMS page). While a run trains its epochs are added
 one by one, and when it is finished everything is written again from the saved run, so that no
 epoch is there twice or lacks, however often it was killed.
 """

@@ -86,7 +86,7 @@ def lock(file: IO, waiting: str, check: Callable[[], None]) -> None:
 
     The lock belongs to the open file, which child processes do not inherit (PEP 446), so a killed
     process leaves none. `check` is called while waiting and may raise. Where there are no locks
-    (Windows; Lustre and NFS as they are often mounted) that is said once and the work goes on.
+    (Windows; Lustre and NFS as they are often mounted) that is said once and the work continues.
     """
     waited = False
     while True:

@@ -96,7 +96,7 @@ class Rows:
         return {"rows": rows, "check": check}
 
     def row(self, name: str) -> dict[str, Any]:
-        """The record of one row, from its file or computed now: metrics, kept epoch, check."""
+        """The record of one row, from its file or computed now: metrics, best epoch, check."""
         path = self.folder / f"{name}.json"
         if path.exists():
             record = read_json(path)
@@ -146,7 +146,7 @@ class Rows:
         }}  # fmt: skip
 
     def erm(self) -> tuple[nn.Module, dict[str, Any]]:
-        """(ERM's model, its kept epoch and validation accuracy)."""
+        """(ERM's model, its best epoch and validation accuracy)."""
         problem = self.problem.seen_by("none")
 
         def compute() -> dict[str, Tensor]:

@@ -174,8 +174,8 @@ def _check_text(checks: list[dict]) -> str:
     }
     fits, kept = "a fit", ""
     if "epochs" in frame:
-        fits, means = "ERM's kept epoch", pd.DataFrame(list(frame["epochs"])).mean()
-        kept = " Mean kept epoch: " + ", ".join(
+        fits, means = "ERM's best epoch", pd.DataFrame(list(frame["epochs"])).mean()
+        kept = " Mean best epoch: " + ", ".join(
             f"{TITLES[row]} {mean:.0f}" for row, mean in means.items()) + "."
     share = 100 * (frame["clipped"] / frame["training_rows"]).mean()
     return (

@@ -42,7 +42,7 @@ class Recipe:
 
 
 class Kept(NamedTuple):
-    """The kept epoch, counted from 1, and its accuracy on the validation samples."""
+    """The best epoch, counted from 1, and its accuracy on the validation samples."""
 
     epoch: int
     accuracy: float

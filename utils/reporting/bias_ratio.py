@@ -4,7 +4,7 @@
 
 AIM-Fair takes the bias ratio of its biased synthetic set from "the error set of real training
 examples, as suggested in JTT" (section 4.5). A model trained for a short time leans on the spurious
-attribute and fails the images of the scarce cells, so the share of its mistakes estimates theirs.
+attribute and fails the minority groups, so the share of its mistakes estimates theirs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def minority_share(logits: np.ndarray, y: np.ndarray) -> float:
     """Share of the training images that the model gets wrong, in [0, 1].
 
     logits float [N] of a short ERM training on these very images, without augmentation (the logits
-    of JTT's first stage); y int [N] in {0, 1}. With a share m of scarce images, of which the model
+    of JTT's first stage); y int [N] in {0, 1}. With a share m of minority images, of which it
     fails a share p, and failing q of the others, the estimate is m p + (1 - m) q: it is right for
     a model that has learned the spurious attribute and nothing else, too large for an underfit one,
-    and tends to 0 as the training set is memorised. It says how much is scarce, not which cells.
+    and tends to 0 as the training set is memorised. It says how large the minority is, not which.
     Raises ValueError for empty input and unequal lengths.
     """
     if len(logits) != len(y) or not len(y):
