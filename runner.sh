@@ -12,9 +12,10 @@
 #
 # Every command is printed so that it can be pasted. Interrupted? Rerun the same line to resume. A
 # table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Where
-# the paper has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of CelebA
-# Smiling/Male, EO in the worst case, and the cost: of a row in passes over the 20,000 images a seed
-# (ERM's 15 are shared by a setting's tables), and of the demo's three seeds on one core.
+# the paper has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of
+# CelebA Smiling/Male, EO in the worst case, and the cost: of a row in passes over the 20,000
+# images a seed (ERM's 15 are shared by a setting's tables), and of the demo's three seeds on one
+# core.
 set -euo pipefail
 cd "$(dirname "$0")"
 
