@@ -74,8 +74,9 @@ def check_flags(config: Config) -> None:
             raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
     if config.name in TAKEN:
         raise UserError(f"--name '{config.name}' is taken or empty; choose another")
-    biased = {key: parser().get_default(key) for key in ("minority", "rule")}
-    if config.size is None and any(getattr(config, k) != value for k, value in biased.items()):
+    if config.size is None and any(
+        getattr(config, key) != getattr(Config, key) for key in ("minority", "rule")
+    ):
         raise UserError("--size all takes the images as they are: leave out --minority and --rule")
     launcher.check(config.launcher, config.slurm)
     # a job has its own device, and decides for itself what is the default
@@ -143,9 +144,13 @@ class Experiment:
         return table, list_digest(table)
 
     def data(self, method: type[Method], seed: int) -> Data:
-        """The images of one method and seed, with all labels."""
-        config, pool, digests = replace(self.config, **method.overrides), None, self.digests
-        if method.needs_synthetic():
+        """The images of one method and seed, with all labels; rows of the same flags share them."""
+        return self._data(tuple(method.overrides.items()), method.needs_synthetic(), seed)
+
+    @functools.cache  # noqa: B019 - as above; the synthetic sets are drawn once
+    def _data(self, overrides: tuple, with_synthetic: bool, seed: int) -> Data:
+        config, pool, digests = replace(self.config, **dict(overrides)), None, self.digests
+        if with_synthetic:
             pool, digest = self.synthetic(config.prompt_set)
             digests = {**digests, "synthetic": digest}
         return Data(self.splits, pool, config, seed, edited=self.edited, digests=digests)

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import os
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ UNFIT = f"too large (over {MAX_PIXELS // 10**6} million pixels) or animated"
 READERS = 16  # threads opening files: the wait is the disk's or the network's, not the processor's
 
 
-class Table:
+class Table(ABC):
     """Samples with their labels, in a fixed order; a batch's index is a row of this table.
 
     name: where the rows come from, for messages. y: int64 [N], target label 0 or 1. a: int64 [N],
@@ -50,12 +51,12 @@ class Table:
                 f"{self.name}: {len(self)} samples, {len(self.y)} y and {len(self.a)} a labels"
             )
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
         """The given rows (int [M]) in the given order."""
-        raise NotImplementedError
 
     def withheld(self) -> Self:
         """The same samples without protected labels: a = -1."""

@@ -191,9 +191,8 @@ def check_shape(name: str, shape: Shape | None) -> None:
     """Raise UserError where the backbone does not take samples of that shape."""
     small = BACKBONES[name] if isinstance(BACKBONES[name], Small) else None
     if small and (shape is None if small.any_shape else shape != DIGIT):
-        raise UserError(
-            f"--backbone {name} takes {_said(DIGIT)}, not {_said(shape)}: choose another"
-        )
+        taken = "samples of one fixed shape" if small.any_shape else _said(DIGIT)
+        raise UserError(f"--backbone {name} takes {taken}, not {_said(shape)}: choose another")
     if not small and shape is not None and len(shape) != 3:
         fit = [name for name, network in SMALL.items() if network.any_shape]
         raise UserError(

@@ -8,8 +8,10 @@ which all rows share, with the fine-tuning recipe. A variant is a row with other
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from torch import nn
 
 from models.finetune import freeze_all_but
 from models.lora import add_lora, merge_lora
@@ -44,27 +46,27 @@ class ERM(Method):
 class FineTuning(Method):
     """Some tensors of the ERM model trained on: `tensors` is the rule that selects them."""
 
-    stages = ("select", "finetune")
+    stages = ("finetune",)
     training_set = "synthetic_balanced"
     tensors: ClassVar[Rule] = ALL
 
     @classmethod
-    def starting_model(cls, run: Run):
+    def starting_model(cls, run: Run) -> nn.Module:
         """The pre-trained model, and what is added to it."""
         return pretrained(run)
 
     @classmethod
-    def select(cls, run: Run) -> None:
-        """mask.json: which tensors are updated."""
-        if not (run.folder / "mask.json").exists():
-            quiet = replace(run, log=[])  # the epochs are counted once, by `finetune`
-            write_json(run.folder / "mask.json", cls.tensors.mask(cls.starting_model(quiet), run))
+    def select(cls, model: nn.Module, run: Run) -> set[str]:
+        """The tensors that are updated; mask.json holds them, and why."""
+        path = run.folder / "mask.json"
+        if not path.exists():
+            write_json(path, cls.tensors.mask(model, run))
+        return {name for name, chosen in read_record(path, "tensors")["tensors"].items() if chosen}
 
     @classmethod
     def finetune(cls, run: Run) -> Method:
         model = cls.starting_model(run)
-        mask = read_record(run.folder / "mask.json", "tensors")["tensors"]
-        freeze_all_but(model, {name for name, chosen in mask.items() if chosen})
+        freeze_all_but(model, cls.select(model, run))
         return fit_stage(run, "finetune", lambda: cls(
             model, run.config.finetune, options=run.options, autocast=run.config.autocast,
             compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
