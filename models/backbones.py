@@ -168,9 +168,8 @@ def build(name: str, pretrained: str = "none", shape: Shape | None = None) -> nn
     if name not in BACKBONES:
         raise UserError(f"--backbone {name} is unknown; choose from {', '.join(BACKBONES)}")
     check_shape(name, shape)
+    pretrained = initial_weights(name, pretrained)
     if isinstance(BACKBONES[name], Small):
-        if pretrained != "none":
-            raise UserError(f"--pretrained {pretrained}: {name} starts from random weights (none)")
         return BACKBONES[name].make(shape)
     if pretrained == "none":
         return BACKBONES[name](None)
@@ -188,10 +187,15 @@ def build(name: str, pretrained: str = "none", shape: Shape | None = None) -> nn
 
 
 def initial_weights(name: str, pretrained: str) -> str:
-    """--pretrained, with "auto" replaced: "imagenet" where the backbone has such weights."""
-    if pretrained != "auto":
-        return pretrained
-    return "none" if isinstance(BACKBONES[name], Small) else "imagenet"
+    """--pretrained, with "auto" replaced: "imagenet" where the backbone has such weights.
+
+    Raises UserError where weights are asked for that the backbone does not have.
+    """
+    if not isinstance(BACKBONES[name], Small):
+        return "imagenet" if pretrained == "auto" else pretrained
+    if pretrained not in ("auto", "none"):
+        raise UserError(f"--pretrained {pretrained}: {name} starts from random weights; give none")
+    return "none"
 
 
 def check_shape(name: str, shape: Shape | None) -> None:

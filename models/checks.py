@@ -83,11 +83,11 @@ def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Da
     if dataset.in_memory:
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} draws photographs, and "
-                            f"--dataset {config.dataset} is taken whole: leave it out")
+                            f"--dataset {config.dataset} is taken whole: leave out that flag")
         for name, method in methods.items():
             if method.needs_synthetic() or method.needs_edits:
                 raise UserError(f"--methods {name} learns from synthetic images, and --dataset "
-                                f"{config.dataset} has none: leave that row out")
+                                f"{config.dataset} has none: leave out that row")
     else:
         if config.batch_size is None:
             raise UserError(f"--batch-size all is for samples in memory, not for the images of "

@@ -17,7 +17,7 @@ from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import CHOICES, METHODS
-from models.backbones import BACKBONES, initial_weights, parameter_names
+from models.backbones import BACKBONES, check_shape, initial_weights, parameter_names
 from models.checks import check_flags, check_samples
 from models.method import Method
 from utils.config import Config
@@ -131,7 +131,9 @@ def prepare(config: Config) -> Experiment:
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_of(config.set, methods))
     for method in methods.values():  # of the first seed: the others' are as large
-        check_samples(method.tables(experiment.data(method, config.seeds[0])), config)
+        data = experiment.data(method, config.seeds[0])
+        check_shape(config.backbone, data.shape)
+        check_samples(method.tables(data), config)
     return experiment
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.fairif.fairif import as_batches
+from datasets.base import ArrayTable, Splits
+from datasets.mixing import Data
+from models import METHODS, backbones
 from models.fairif.hessian import evaluation
-from models.fairif.networks import logistic_regression
 from models.fairif.relaxation import Relaxation
-from models.fairif.training import fit_to_convergence
+from utils.config import config_of
+from utils.recipe import Recipe
+from utils.run import Run
 
 L2 = 1e-2
 SOFT = Relaxation("sigmoid", 0.5)
@@ -26,13 +29,63 @@ def biased(n, features=6, seed=0, bias=1.0):
     return x, y, a
 
 
-def trained(x, y, weights=None, model=None, l2=L2, tolerance=1e-8):
+def as_batches(x, y, a, size=None):
+    """Tensors as batches (index, x, y, a) of `size`, in order; None is one."""
+    index, size = torch.arange(len(y)), size or len(y)
+    return list(zip(index.split(size), x.split(size), y.split(size), a.split(size), strict=True))
+
+
+def logistic(features=6):
+    return backbones.build("logistic", "none", (features,))
+
+
+def trained(x, y, weights=None, model=None, l2=L2):
+    """The minimum of sum_i weights_i l_i + l2 / 2 |theta|^2, weights 1/n each where not given."""
     torch.manual_seed(0)
-    model = model or logistic_regression(x.shape[1]).double()
-    if weights is None:
-        weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
-    fit_to_convergence(model, x, y, weights, l2=l2, tolerance=tolerance)
+    model = model or logistic(x.shape[1])
+    weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64) if weights is None else weights
+    recipe = Recipe(1, 1.0, weight_decay=l2, optimizer="lbfgs")
+    optimizer = recipe.make_optimizer(model.parameters())
+
+    def objective():
+        optimizer.zero_grad()
+        losses = nn.functional.binary_cross_entropy_with_logits(
+            model(x).squeeze(1), y.to(x), reduction="none")
+        loss = (weights.to(x) * losses).sum() + recipe.penalty(model.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
     return model
+
+
+def table(n, name="real", **rest):
+    x, y, a = biased(n, **rest)
+    return ArrayTable(name, x.numpy(), y.numpy(), a.numpy())
+
+
+def memory_run(name, folder, splits, *, backbone="logistic", seed=1, options=(), **flags):
+    """(the trained method, its run) of a row of METHODS on tables in memory.
+
+    A logistic regression is fitted by L-BFGS with the penalty L2, a network by Adam.
+    """
+    method = METHODS[name]
+    fit = {"optimizer": "lbfgs", "batch_size": None, "pretrain_epochs": 2}
+    if backbone != "logistic":
+        fit = {"optimizer": "adam", "batch_size": 50, "pretrain_epochs": 20, "pretrain_lr": 0.01}
+    config = config_of({
+        "backbone": backbone, "pretrained": "none", "device": "cpu", "precision": "fp32",
+        "weight_decay": L2, "pretrain_milestone": 100, "results": folder, **fit, **flags})
+    data = Data(splits, None, config, seed, digests={"real": splits.train.digest()})
+    run = Run(folder / name, config, data.seen_by(method.uses_attributes), seed,
+              folder / "shared", {**method.defaults, **dict(options)})
+    run.folder.mkdir(parents=True)
+    return method.run(run), run
+
+
+def splits_of(n=300, seed=1, bias=1.0):
+    return Splits(table(n, seed=seed, bias=bias), table(n, "val", seed=99, bias=bias),
+                  table(n, "test", seed=100, bias=bias))
 
 
 def small_problem():

@@ -470,6 +470,8 @@ class ToyPairs(ToyLoader):
 
 
 class ToyData:
+    shape, pools = None, ()
+
     def __init__(self, seed, count=600):
         self.real, self.x = toy_table("train", count, 0.1, seed)
         self.val, self.seed = None, seed
@@ -485,6 +487,8 @@ def toy_run(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **opti
     config = SimpleNamespace(
         pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
         device="cpu", autocast=None, compile=False, identity=lambda **_: {},
+        checkpoint_seconds=0, batch_size=60, image_size=None, store_dir=None, workers=1,
+        min_crop=None,
     )
     folder.mkdir(exist_ok=True)
     return Run(folder, config, data, seed, folder / "shared", METHODS[name].defaults | options)

@@ -1,25 +1,29 @@
 """FairIF's influence scores and its two stages, against retraining and per-sample gradients."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from fairif_problems import (
     L2,
     SOFT,
+    as_batches,
     biased,
+    memory_run,
     per_sample_gradients,
     small_network,
     small_problem,
+    splits_of,
+    table,
     trained,
 )
-from torch import nn
+from sklearn.linear_model import LogisticRegression
 
-from models.fairif.fairif import Settings, as_batches, fairif, reweight
+from datasets.base import Splits
+from models.fairif import influence as influence_module
 from models.fairif.influence import gap_gradients, influence, loss_derivatives, predict
-from models.fairif.networks import logistic_regression, mlp
 from models.fairif.relaxation import Relaxation, relaxed_gaps
-from models.fairif.training import fit_by_adam, fit_to_convergence
-from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -99,95 +103,90 @@ def test_training_groups_are_never_read(small):
 # --- both stages ----------------------------------------------------------------------------------
 
 
-def test_predicted_gaps_come_true_after_retraining():
-    x, y, a = biased(3000, seed=5, bias=0.8)
-    vx, vy, va = biased(1500, seed=6, bias=0.8)
-    result = fairif(
-        lambda weights: trained(x, y, weights, l2=1e-3, tolerance=1e-8),
-        as_batches(x, y, a), as_batches(vx, vy, va), Settings(SOFT, 1e-4, damping=1e-3),
-    )
-    found = result.reweighting
-    before = found.influence.gaps
-    after = relaxed_gaps(predict(result.fair, as_batches(vx, vy, va)), vy, va, SOFT)
-    control = relaxed_gaps(predict(result.control, as_batches(vx, vy, va)), vy, va, SOFT)
-    assert before.abs().min() > 0.03
-    assert found.predicted.abs().max() < 1e-3 * before.abs().min()
-    assert (after - found.predicted).norm() < 0.1 * before.norm()
-    assert (control - before).norm() < 0.15 * before.norm()
+def read(run):
+    return json.loads((run.folder / "influence.json").read_text())
+
+
+def test_predicted_gaps_come_true_after_retraining(tmp_path):
+    train, val = table(3000, seed=5, bias=0.8), table(1500, "val", seed=6, bias=0.8)
+    splits = Splits(train, val, val)
+    options = {"strength": 1e-4, "temperature": 0.5, "damping": 1e-3, "curvature_samples": 3000}
+    _, run = memory_run("fairif", tmp_path, splits, options=options, weight_decay=1e-3)
+    _, shuffled = memory_run("fairif_shuffled", tmp_path, splits, options=options,
+                             weight_decay=1e-3)
+    found, control = read(run), read(shuffled)
+    before, predicted, after = (np.array(found[key])
+                                for key in ("gaps", "predicted", "gaps_after"))
+    assert np.abs(before).min() > 0.03
+    assert np.abs(predicted).max() < 1e-3 * np.abs(before).min()
+    assert np.linalg.norm(after - predicted) < 0.1 * np.linalg.norm(before)
+    assert np.linalg.norm(np.array(control["gaps_after"]) - before) < 0.15 * np.linalg.norm(before)
+    assert found["gradient_norm"] < 1e-7  # ERM is at its minimum
+
     # a step of a tenth is in the linear range: predicted and real change agree to some percent
-    small = trained(x, y, 1 / len(y) + found.eps / 10, l2=1e-3, tolerance=1e-8)
-    change = relaxed_gaps(predict(small, as_batches(vx, vy, va)), vy, va, SOFT) - before
-    predicted = found.influence.scores @ found.eps / 10
-    assert torch.allclose(change.detach(), predicted, rtol=0.05)
+    x, y = torch.from_numpy(splits.train.x), torch.from_numpy(splits.train.y)
+    val = as_batches(*(torch.from_numpy(part) for part in
+                       (splits.val.x, splits.val.y, splits.val.a)))
+    weights = np.load(run.folder / "weights.npy")
+    assert weights.min() > 0  # none is clipped
+    small = trained(x, y, torch.from_numpy(1 + (weights - 1) / 10) / 3000, l2=1e-3)
+    change = relaxed_gaps(predict(small, val), val[0][2], val[0][3], SOFT).numpy() - before
+    assert np.allclose(change, (predicted - before) / 10, rtol=0.05)
 
 
-def test_no_reweighting_is_erm_bit_for_bit(small):
-    (x, y, a), train, val, erm = small
-    result = fairif(lambda w: trained(x, y, w), train, val, Settings(SOFT, 1e6, damping=L2))
-    assert result.reweighting.eps.abs().max() == 0
-    for model in (result.fair, result.control):
-        for ours, reference in zip(model.parameters(), erm.parameters()):
-            assert torch.equal(ours, reference)
+@pytest.mark.parametrize("backbone", ["logistic", "mlp"])
+def test_no_reweighting_is_erm_bit_for_bit(backbone, tmp_path):
+    options = {"strength": 1e6, "damping": 0.1}
+    models = [memory_run(name, tmp_path, splits_of(), backbone=backbone,
+                         options=options if "fairif" in name else {})[0].model
+              for name in ("erm", "fairif", "fairif_shuffled")]
+    changed, _ = memory_run("fairif", tmp_path / "other", splits_of(), backbone=backbone,
+                            options={"strength": 1e-3, "damping": 0.1})
+    for model in models[1:]:
+        assert all(map(torch.equal, model.parameters(), models[0].parameters()))
+    assert not all(map(torch.equal, changed.model.parameters(), models[0].parameters()))
 
 
-def test_both_stages_on_a_network_trained_by_adam_in_float32():
-    x, y, a = biased(400, seed=7)
-    vx, vy, va = biased(400, seed=8)
-    x, vx = x.float(), vx.float()
-
-    def train_model(weights):
-        torch.manual_seed(1)
-        model = mlp(6, 8)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=1e-2)
-        for _ in range(150):
-            losses = nn.functional.binary_cross_entropy_with_logits(
-                model(x).squeeze(1), y.float(), reduction="none"
-            )
-            optimizer.zero_grad()
-            (weights.float() * losses).sum().backward()
-            optimizer.step()
-        return model
-
-    train, val = as_batches(x, y, a, 128), as_batches(vx, vy, va, 128)
-    settings = Settings(SOFT, 1e-3, damping=1e-2)
-    result = fairif(train_model, train, val, settings)
-    before = result.reweighting.influence.gaps.abs().sum()
-    gaps = [relaxed_gaps(predict(model, val), vy, va, SOFT).abs().sum()
-            for model in (result.fair, result.control)]
-    assert gaps[0] < 0.5 * before < 0.8 * gaps[1]
-    again = reweight(result.erm, train, val, settings)
-    assert torch.equal(result.reweighting.weights, again.weights)
+def test_both_stages_on_a_network_trained_by_adam_in_float32(tmp_path):
+    options = {"strength": 1e-3, "damping": 1e-2, "temperature": 0.5}
+    gaps = {}
+    for name in ("fairif", "fairif_shuffled"):
+        method, run = memory_run(name, tmp_path, splits_of(400, bias=0.8), backbone="mlp",
+                                 options=options)
+        assert next(method.model.parameters()).dtype == torch.float32
+        gaps[name] = np.abs(read(run)["gaps_after"]).sum()
+    before = np.abs(read(run)["gaps"]).sum()
+    assert gaps["fairif"] < 0.5 * before < 0.8 * gaps["fairif_shuffled"]
 
 
-def test_a_fit_that_has_not_converged_names_its_gradient_norm():
-    x, y, _ = biased(50)
-    weights = torch.full((50,), 0.02, dtype=torch.float64)
-    model = logistic_regression(6).double()
-    with pytest.raises(UserError, match=r"gradient norm is 0\.\d+ after \d evaluations"):
-        fit_to_convergence(model, x, y, weights, l2=L2, evaluations=2)
-    separable = torch.where(y == 1, 1.0, -1.0).double()[:, None]
-    with pytest.raises(UserError, match="has not converged"):  # no minimum without a penalty
-        fit_to_convergence(
-            logistic_regression(1).double(), separable, y, weights, l2=0.0, tolerance=1e-30
-        )
-
-
-def test_adam_comes_to_rest_where_lbfgs_does_and_weights_of_one_change_no_bit():
+def test_lbfgs_comes_to_rest_at_sklearns_minimum():
     x, y, _ = biased(300, seed=9)
-    reference = trained(x, y)
-    uniform = torch.full((300,), 1 / 300, dtype=torch.float64)
+    ones = np.hstack([x.numpy(), np.ones((300, 1))])  # the bias is penalised too
+    exact = LogisticRegression(C=1 / (L2 * 300), fit_intercept=False, tol=1e-12, max_iter=10_000)
+    exact.fit(ones, y.numpy())
+    ours = torch.cat([p.reshape(-1) for p in trained(x, y).parameters()]).detach().numpy()
+    assert np.allclose(ours, exact.coef_[0], atol=1e-4)
 
-    def fitted(weights, **options):
-        torch.manual_seed(0)
-        model = logistic_regression(6).double()
-        fit = fit_by_adam(model, x, y, weights, l2=L2, seed=1, rate=0.05, batch=300, **options)
-        return model, fit
 
-    model, fit = fitted(uniform, tolerance=1e-4, steps=600)
-    assert fit.gradient_norm <= 1e-4
-    for ours, exact in zip(model.parameters(), reference.parameters()):
-        assert torch.allclose(ours, exact, atol=1e-3)
-    again, _ = fitted(uniform.clone(), tolerance=1e-4, steps=600)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
-    with pytest.raises(UserError, match=r"gradient norm is 0\.\d+ after 5 steps of Adam"):
-        fitted(uniform, tolerance=1e-4, steps=5)
+@pytest.mark.parametrize(("options", "given"), [
+    ({}, ("exact", "gauss_newton")),
+    ({"inverse": "cg"}, ("cg", "gauss_newton")),
+    ({"inverse": "lissa", "steps": 300}, ("lissa", "gauss_newton")),
+    ({"product": "hessian"}, ("exact", "hessian")),
+    ({"relaxation": "gumbel"}, ("exact", "gauss_newton")),
+])
+def test_options_reach_the_computation(options, given, tmp_path, monkeypatch):
+    calls, inverse_hvp = [], influence_module.inverse_hvp
+
+    def recorded(*arguments, **settings):
+        calls.append((settings["method"], settings["product"]))
+        return inverse_hvp(*arguments, **settings)
+
+    monkeypatch.setattr(influence_module, "inverse_hvp", recorded)
+    _, run = memory_run("fairif", tmp_path, splits_of(), options={"damping": 0.1, **options})
+    _, plain = memory_run("fairif", tmp_path / "plain", splits_of(), options={"damping": 0.1})
+    assert calls == [given, ("exact", "gauss_newton")]
+    assert options == {} or read(run)["predicted"] != read(plain)["predicted"]
+    _, other = memory_run("fairif", tmp_path / "mlp", splits_of(), backbone="mlp",
+                          options={"damping": 0.1})
+    assert calls[-1] == ("cg", "gauss_newton")  # too many parameters for the exact inverse

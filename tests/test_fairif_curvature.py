@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from fairif_problems import SOFT, small_network, small_problem, trained
+from fairif_problems import SOFT, as_batches, small_network, small_problem, trained
 from torch import nn
 
-from models.fairif.fairif import as_batches
 from models.fairif.hessian import (
     chosen_parameters,
     curvature_product,
@@ -14,7 +13,6 @@ from models.fairif.hessian import (
     inverse_hvp,
 )
 from models.fairif.influence import influence
-from models.fairif.networks import mlp
 from utils.errors import UserError
 
 
@@ -26,6 +24,10 @@ def small():
 @pytest.fixture(scope="module")
 def network():
     return small_network()
+
+
+def two_layers(hidden):
+    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
 def dense_hessian(model, x, y):
@@ -50,7 +52,7 @@ def test_curvature_products_against_the_dense_matrix(small):
         assert torch.allclose(curvature_product(erm, train, rows, product=product), matrix)
 
     torch.manual_seed(4)
-    model = mlp(x.shape[1], 3).double()
+    model = two_layers(3).double()
     matrix = dense_hessian(model, x, y)
     rows = torch.eye(len(matrix), dtype=torch.float64)
     exact = curvature_product(model, train, rows, product="hessian")
@@ -123,12 +125,12 @@ def test_singular_indefinite_and_diverging_curvature_stop(small):
     with pytest.raises(UserError, match="LiSSA diverges at step"):
         inverse_hvp(erm, train, vectors[:, :7], method="lissa", scale=0.05, steps=100)
     torch.manual_seed(4)
-    network = mlp(6, 3).double()
+    network = two_layers(3).double()
     size = sum(p.numel() for p in network.parameters())
     rows = torch.randn(1, size, dtype=torch.float64)
     with pytest.raises(UserError, match="singular or indefinite"):
         inverse_hvp(network, train, rows, method="exact", product="hessian")
     with pytest.raises(UserError, match="too large"):
-        inverse_hvp(mlp(6, 500), train, torch.ones(1, 4001), method="exact")
+        inverse_hvp(two_layers(500), train, torch.ones(1, 4001), method="exact")
     with pytest.raises(UserError, match="inverse method newton is unknown"):
         inverse_hvp(erm, train, vectors[:, :7], method="newton")

@@ -13,20 +13,22 @@ import torch
 import torch.nn.functional as F
 
 import train
-from datasets.base import ImageTable, Splits
+from datasets.base import ImageTable, Splits, concat
 from datasets.mixing import Data
 from models import METHODS, backbones
-from models.fairif.images import IMAGE_BASELINES, fairsmote
-from models.fairif.images.fairsmote import PartnerLoader, offspring
-from models.fairif.images.features import features_and_logits, head_of
+from models.backbones import features_and_logits, head_of
+from models.experiment import Experiment, make_run
+from models.fairif.baselines import BASELINES, fairsmote
+from models.fairif.baselines.smote import pairs
 from models.method import Method, pretrained
 from utils.config import config_of
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
+from utils.options import parse_options
 from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 
-REAL_PARTNER_LOADER = fairsmote.partner_loader  # the fixture below replaces it
+PartnerLoader = fairsmote.PartnerLoader  # the fixture below replaces it
 
 # What differs from the defaults fits 10 batches of 60 vectors an epoch and 12 epochs.
 OPTIONS = {
@@ -48,11 +50,13 @@ class ToyLoader(toys.ToyLoader):
 
 
 class ToyPartners(toys.ToyLoader):
-    """The interface of PartnerLoader."""
+    """The interface of PartnerLoader; `vectors_of` are the run's."""
 
-    def __init__(self, images, partners, *rest):
-        super().__init__(images, *rest)
-        self.partners = np.array([int(path) for path in partners.paths])
+    vectors_of = None
+
+    def __init__(self, both, images, _size, *, seed, **_):
+        super().__init__(both.take(range(images)), self.vectors_of, 60, True, seed)
+        self.partners = np.array([int(path) for path in both.paths[images:]])
 
     def epoch(self, k):
         for index, x, y, a in super().epoch(k):
@@ -83,13 +87,13 @@ class ToyData(toys.ToyData):
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mlp", toys.build_mlp)
-    monkeypatch.setattr(fairsmote, "partner_loader", lambda data, images, partners: ToyPartners(
-        images, partners, data.x, 60, True, data.seed))
+    monkeypatch.setattr(fairsmote, "PartnerLoader", ToyPartners)
 
 
 def run_toy(name, seed, folder, epochs=12, count=600, **options):
     method = METHODS[name]
     data = ToyData(seed, count, method.uses_attributes)
+    ToyPartners.vectors_of = data.x
     run = toys.toy_run(name, data, seed, folder, epochs, **(OPTIONS[name] | options))
     return method.run(run), run.log
 
@@ -126,11 +130,13 @@ def test_data_withholds_what_a_method_was_not_granted(granted, train_a, val_a):
 def test_train_py_hands_every_method_only_what_it_declares(name, tmp_path):
     table = ImageTable("real", list("pqrs"), [0, 1, 0, 1], [0, 0, 1, 1])
     config = config_of({"results": tmp_path, "synthetic_root": tmp_path})
-    experiment = train.Experiment(
-        config, {name: METHODS[name]}, {name: {}}, Splits(table, table, table), None,
-        {"edited": "digest"})
+    experiment = Experiment(config, {name: METHODS[name]}, {name: {}})
+    splits = Splits(table, table, table)
+    object.__setattr__(experiment, "splits", lambda _: splits)
+    object.__setattr__(experiment, "_edited", lambda _: table)
+    object.__setattr__(experiment, "_digests", lambda _: {"edited": "digest"})
     object.__setattr__(experiment, "synthetic", lambda _: (table, "digest"))
-    data = train.make_run(experiment, name, 1).data
+    data = make_run(experiment, name, 1).data
     granted = METHODS[name].uses_attributes
     assert (data.real.a >= 0).all() == (granted == "train")
     assert (data.real.a == -1).all() == (granted != "train")
@@ -138,18 +144,18 @@ def test_train_py_hands_every_method_only_what_it_declares(name, tmp_path):
 
 
 def test_the_five_declare_what_the_papers_use():
-    assert {name: method.uses_attributes for name, method in IMAGE_BASELINES.items()} == {
+    assert {name: method.uses_attributes for name, method in BASELINES.items()} == {
         "cfair": "train", "domind": "train", "arl": "none", "fairsmote": "train",
         "influence": "validation",
     }
 
 
-@pytest.mark.parametrize("name", list(IMAGE_BASELINES))
+@pytest.mark.parametrize("name", list(BASELINES))
 def test_every_hyper_parameter_has_a_range_and_a_name_of_its_own(name):
-    method = IMAGE_BASELINES[name]
+    method = BASELINES[name]
     assert method.ranges.keys() == method.defaults.keys() and not method.needs_synthetic()
-    for key, value in method.defaults.items():
-        assert method.ranges[key][0] <= value <= method.ranges[key][1]
+    assert parse_options([f"{key}={value}" for key, value in method.defaults.items()], name,
+                         method.defaults, method.ranges) == method.defaults
     flags = {action.dest for action in train.parser()._actions}
     assert not flags & method.defaults.keys()
 
@@ -236,7 +242,10 @@ def test_the_rate_of_added_layers_falls_with_the_others():
         method.schedule.milestones.clear()
         method.schedule.milestones.update([1])
         method.end_epoch()
-        assert [group["lr"] for group in method.optimizer.param_groups] == pytest.approx([0.01] * 2)
+        (group,) = method.optimizer.param_groups
+        assert group["lr"] == pytest.approx(0.01)
+        added = method.adversaries if name == "cfair" else method.heads
+        assert any(part is added.weight for part in group["params"])
 
 
 def test_arls_adversary_moves_uphill_and_leaves_the_learner_alone():
@@ -258,20 +267,20 @@ def test_arls_adversary_moves_uphill_and_leaves_the_learner_alone():
 
 def test_offspring_are_pairs_of_near_images_of_minority_groups():
     table, x = toys.toy_table("train", 300, 0.1, 4)
-    parents, partners = pairs = offspring(x, table.y, table.a, 5)
+    parents, partners = found = pairs(x, table.y, table.a, 5)
     assert (table.y[parents] == table.y[partners]).all()
     assert (table.a[parents] == table.a[partners]).all()
     whole = table.take(np.concatenate([np.arange(300), parents])).counts()
     assert set(whole.values()) == {max(table.counts().values())}
-    for parent, partner in pairs.T:
+    for parent, partner in found.T:
         cell = np.flatnonzero((table.y == table.y[parent]) & (table.a == table.a[parent]))
         distance = (x[cell] - x[parent]).norm(dim=1).numpy()
         assert partner in cell[np.argsort(distance)[1 : 1 + 5]]  # the nearest is the parent
-    assert np.array_equal(pairs, offspring(x, table.y, table.a, 5))
-    assert not np.array_equal(pairs, offspring(x, table.y, table.a, 6))
+    assert np.array_equal(found, pairs(x, table.y, table.a, 5))
+    assert not np.array_equal(found, pairs(x, table.y, table.a, 6))
     rows = np.flatnonzero((table.y != 1) | (table.a != 1))
     with pytest.raises(UserError, match="0 samples with y = 1 and a = 1"):
-        offspring(x[rows], table.y[rows], table.a[rows], 5)
+        pairs(x[rows], table.y[rows], table.a[rows], 5)
 
 
 def test_partners_are_cropped_and_flipped_as_their_images(tmp_path):
@@ -284,11 +293,9 @@ def test_partners_are_cropped_and_flipped_as_their_images(tmp_path):
     order = [0, 1, 2, 3, 4, 1]
     images = ImageTable("images", [paths[i] for i in order], [0] * 6, [0] * 6)
     partners = images.take([0, 1, 2, 3, 4, 1])  # each its own: a mixture must be the image itself
-    settings = SimpleNamespace(batch_size=2, image_size=16, device="cpu", workers=1, min_crop=0.3,
-                               store_dir=tmp_path / "store")
-    data = Data(Splits(images, None, images), None, settings, 3)
-    loader = REAL_PARTNER_LOADER(data, images, partners)
-    assert isinstance(loader, PartnerLoader) and len(loader) == 3
+    loader = PartnerLoader(concat([images, partners], "both"), 6, 2, image_size=16, device="cpu",
+                           seed=3, min_crop=0.3, store_dir=tmp_path / "store")
+    assert len(loader) == 3
     orders = []
     for k in range(2):
         rows = []
@@ -335,7 +342,7 @@ def erm(request, tmp_path_factory):
     return seed, metrics(Method(model, run.config.pretrain).predict, seed)
 
 
-@pytest.mark.parametrize("name", list(IMAGE_BASELINES))
+@pytest.mark.parametrize("name", list(BASELINES))
 def test_fairness_improves_over_erm(name, erm, tmp_path):
     seed, baseline = erm
     if name == "arl":  # against the same doubled loss with equal weights, not against ERM
@@ -348,7 +355,7 @@ def test_fairness_improves_over_erm(name, erm, tmp_path):
     assert found["acc"] > 0.9
 
 
-@pytest.mark.parametrize("name", list(IMAGE_BASELINES))
+@pytest.mark.parametrize("name", list(BASELINES))
 def test_a_stopped_run_ends_in_the_same_bits(name, tmp_path, monkeypatch):
     # 12 batches of 60; before them the two-stage ones train the setting's ERM model on as many
     toys.check_resumption(

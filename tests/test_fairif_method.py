@@ -11,9 +11,10 @@ import train
 from datasets.base import ImageTable
 from models import METHODS, backbones
 from models.fairif import method as fairif_method
-from models.fairif.method import gradient_norm, validation_images
+from models.fairif.method import gradient_norm, validation_part
 from utils.errors import UserError
 from utils.files import read_array
+from utils.options import parse_options
 from utils.preemption import PREEMPTION
 
 
@@ -30,8 +31,8 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
         train.main(tiny.flags(data, results, "--pretrain-epochs", 1, "--backbone", "tiny", *more))
 
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    computed, compute = [], fairif_method.image_influence
-    monkeypatch.setattr(fairif_method, "image_influence",
+    computed, compute = [], fairif_method.run_influence
+    monkeypatch.setattr(fairif_method, "run_influence",
                         lambda *args: computed.append(1) or compute(*args))
     run("--methods", "erm")
     options = ["last_tensors=5", "curvature_samples=16", "damping=0.1"]
@@ -72,15 +73,15 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     assert same == {"erm": True, "fairif": False, "no_change": True}
 
 
-def test_a_validation_share_is_drawn_by_cell_and_by_seed(data, tmp_path, capsys, monkeypatch):
+def test_a_validation_share_is_drawn_by_group_and_by_seed(data, tmp_path, capsys, monkeypatch):
     cells = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [8, 20, 4, 3], axis=0)
     table = ImageTable("val", [f"/{i}" for i in range(len(cells))], cells[:, 0], cells[:, 1])
-    assert validation_images(table, 1.0, 1).paths == table.paths
-    half, quarter = (validation_images(table, share, 1) for share in (0.5, 0.25))
+    assert validation_part(table, 1.0, 1).paths == table.paths
+    half, quarter = (validation_part(table, share, 1) for share in (0.5, 0.25))
     assert list(half.counts().values()) == [4, 10, 2, 2]
     assert list(quarter.counts().values()) == [2, 5, 1, 1]
     assert set(quarter.paths) < set(half.paths)
-    assert validation_images(table, 0.5, 2).paths != half.paths
+    assert validation_part(table, 0.5, 2).paths != half.paths
     # of the 16 validation images a tenth is none
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
@@ -121,7 +122,7 @@ def test_damaged_scores_are_named(tmp_path):
             read_array(path, (2, 5))
 
 
-def test_fairif_needs_validation_images(data, capsys):
+def test_fairif_needs_validation_part(data, capsys):
     with pytest.raises(SystemExit) as end:
         train.main(tiny.flags(data, data / "other", "--pretrain-epochs", 1, "--methods", "fairif",
                               "--val", "none"))
@@ -132,7 +133,9 @@ def test_every_hyper_parameter_has_a_range():
     method = METHODS["fairif"]
     assert method.uses_attributes == "validation"
     assert method.ranges.keys() == method.defaults.keys()
-    for key, value in method.defaults.items():
-        assert method.ranges[key][0] <= value <= method.ranges[key][1]
+    assert parse_options([f"{key}={value}" for key, value in method.defaults.items()], "fairif",
+                         method.defaults, method.ranges) == method.defaults
+    with pytest.raises(UserError, match="inverse of fairif must be one of auto, exact, cg, lissa"):
+        parse_options(["inverse=newton"], "fairif", method.defaults, method.ranges)
     flags = {action.dest for action in train.parser()._actions}
     assert not flags & method.defaults.keys()

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from fairif_problems import L2, SOFT, small_problem
+from fairif_problems import L2, SOFT, as_batches, small_problem
 
-from models.fairif.fairif import as_batches
 from models.fairif.influence import influence
 from models.fairif.relaxation import Relaxation, hard_gaps, relaxed_gaps
 from models.fairif.reweight import closed_form, sample_weights, shuffled

@@ -224,7 +224,7 @@ class Config(MachineConfig, TrainConfig, DataConfig, WhatConfig):
             if f.metadata["result"] and (finetune or not f.metadata["finetune"])
         }
         values["device"] = self.device.split(":")[0]
-        if self.pretrained not in ("none", "imagenet"):
+        if self.pretrained not in ("auto", "none", "imagenet"):
             values["pretrained"] = weights_digest(Path(self.pretrained))
         if self.compile:  # rounds differently
             values["compile"] = True
