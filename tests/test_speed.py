@@ -21,7 +21,7 @@ from models.debiasing.diga import BYOL, DiGA, encoder_of
 from models.debiasing.eiil import EIIL
 from models.debiasing.lff import LfF
 from models.debiasing.maple import MAPLE
-from models.fairif.images import ARL, DOMIND, CFair, FairSMOTE
+from models.fairif.baselines import ARL, DOMIND, CFair, FairSMOTE
 from models.fairif.method import FairIF
 from models.finetune import freeze_all_but
 from models.ltgc import LTGC

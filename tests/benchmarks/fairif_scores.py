@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 
+from fairif_problems import as_batches, trained  # noqa: E402
 from paired import print_table, ratio  # noqa: E402
 
 from datasets import tabular  # noqa: E402
 from models import backbones  # noqa: E402
-from models.fairif.fairif import BLOCK, as_batches  # noqa: E402
 from models.fairif.hessian import chosen_parameters, flatten  # noqa: E402
 from models.fairif.influence import influence, loss_derivatives  # noqa: E402
-from models.fairif.networks import logistic_regression  # noqa: E402
 from models.fairif.relaxation import Relaxation  # noqa: E402
-from models.fairif.training import fit_to_convergence  # noqa: E402
+
+BLOCK = 2048  # rows of a batch, whose products stay in a core's cache
 
 
 def best(work, repeats: int = 3) -> float:
@@ -66,9 +66,7 @@ def adult() -> None:
     spread = table.x.std(axis=0)
     x = torch.from_numpy((table.x - table.x.mean(axis=0)) / spread)
     y, a = torch.from_numpy(table.y), torch.full((len(table),), -1)
-    model = logistic_regression(x.shape[1]).double()
-    weights = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
-    fit_to_convergence(model, x, y, weights, l2=1e-3, tolerance=1e-5)
+    model = trained(x, y, model=backbones.build("logistic", "none", x.shape[1:]), l2=1e-3)
     train = as_batches(x, y, a, BLOCK)
     held = as_batches(*(torch.from_numpy(part) for part in (val.x, val.y, val.a)))
 
