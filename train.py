@@ -270,7 +270,7 @@ def write_tables(experiment: Experiment) -> None:
                 choice = CHOICES[name]
                 best.write_best(setting, list(choice.rows), name,
                                 own_row(config.paper_table, choice.paper_row))
-        print(tables.write_summary(setting, baseline=config.baseline, latex=True))
+        print(tables.write_summary(setting, baseline=config.baseline))
         plots.draw_all(setting, (), experiment.splits.train)
         pool = None
         if any(method.needs_synthetic() for method in experiment.methods.values()):

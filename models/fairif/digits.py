@@ -33,8 +33,7 @@ from models.fairif.training import Recipe
 from utils.errors import UserError
 from utils.files import write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.records import fingerprint
-from utils.reporting.tables import read_json
+from utils.records import fingerprint, read_record
 
 NETWORKS = {"mlp": digit_mlp, "cnn": digit_cnn, "lenet": digit_lenet}
 REWEIGHTED = ("influence", "fairif", "shuffled", "eps.pt")
@@ -99,7 +98,7 @@ class Rows:
         """The record of one row, from its file or computed now: metrics, best epoch, check."""
         path = self.folder / f"{name}.json"
         if path.exists():
-            record = read_json(path)
+            record = read_record(path)
             verify(path, record, self.config(name))
             return record
         self.problem.fits.clear()

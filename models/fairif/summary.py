@@ -9,17 +9,17 @@ over splits or seeds, for a difference its 95% t interval <metric>_low and _high
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from models.fairif.baselines import BASELINES
 from utils.metrics import from_json
-from utils.reporting.table_text import HIGHER_IS_BETTER, aligned, escaped, ranked, tabular
-from utils.reporting.tables import paired_difference
+from utils.reporting import section
+from utils.reporting.comparisons import paired_difference
+from utils.reporting.paper import printed
+from utils.reporting.section import HIGHER_IS_BETTER, Section, interval, plus_minus
 
-PAPER = Path(__file__).resolve().parents[2] / "paper_tables" / "fairif.csv"
 BASELINE_TITLES = {name: entry.title for name, entry in BASELINES.items()}
 TITLES = {"erm": "ERM", **BASELINE_TITLES, "fairif": "FairIF", "shuffled": "shuffled eps"}
 PAPER_ROWS = {"erm": "Original", **BASELINE_TITLES, "fairif": "FairIF"}
@@ -84,7 +84,7 @@ def summarise(dataset: str, splits: list[dict[str, Any]], heading: Heading) -> p
 
 def paper_figures(dataset: str, number: str) -> dict[str, dict[str, float]]:
     """{row: {acc, ad (percent), aod, eod}} of the paper's table of that number."""
-    table = pd.read_csv(PAPER)
+    table = printed("fairif")
     table = table[table["table"].str.startswith(f"{number} ")]
     table = table[table["setting"] == PAPER_SETTINGS[dataset]].set_index("row")
     return {
@@ -97,73 +97,54 @@ def markdown(
     frame: pd.DataFrame, checks: dict[str, list[dict]], settings: dict[str, Any], heading: Heading
 ) -> str:
     """summary.md from the lines of summary.csv and the checks of each dataset's splits or seeds."""
-    parts = [
-        f"# FairIF, Table {heading.table}: {heading.title}\n",
+    note = (
         f"Mean ± sample standard deviation over {heading.unit}, [the paper's figure]. Differences "
         f"are paired by {heading.unit[:-1]}: mean [95% t interval]. \"Shuffled eps\" is the "
         "control: FairIF's weights dealt to other samples. \"Sees a\": whose protected labels a "
-        "method uses.\n",
-        "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None) + ".\n",
-    ]
-    titles = [title for _, title, *_ in FIGURES.values()]
-    for dataset, lines in frame.groupby("dataset", sort=False):
-        records = lines.to_dict("records")
-        parts.append(f"## {PAPER_SETTINGS[dataset]}, {records[0][heading.unit]} {heading.unit}\n")
-        methods = [line for line in records if " minus " not in line["row"]]
-        pairs = [line for line in records if " minus " in line["row"]]
-        parts.append(aligned(["", "sees a", *titles], [
-            [m["row"], m["sees"], *map(_mean_cell, [m] * 4, FIGURES)] for m in methods
-        ]))
-        parts.append(aligned(["", *titles], [
-            [p["row"], *map(_pair_cell, [p] * 4, FIGURES)] for p in pairs
-        ]))
-        parts.append(_check_text(checks[dataset]))
-    return "\n".join(parts)
+        "method uses.\n\n"
+        "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items() if v is not None) + "."
+    )
+    title = f"FairIF, Table {heading.table}: {heading.title}"
+    return section.markdown(title, note, sections(frame, heading, checks))
 
 
 def latex(frame: pd.DataFrame, heading: Heading) -> str:
-    r"""summary.tex from the lines of summary.csv: a booktabs tabular a dataset or bias.
+    """summary.tex from the lines of summary.csv: for each dataset or bias its methods, with the
+    paper's figure in brackets, and the paired differences."""
+    return section.latex(sections(frame, heading))
 
-    Best mean bold and second underlined per column (figures that print alike share a rank), the
-    paper's figure in brackets, below a rule the paired differences. Needs \usepackage{booktabs}.
-    """
-    parts = [
-        f"% FairIF, Table {heading.table}: {heading.title}. \\usepackage{{booktabs}}\n"
-        f"% Mean and sample standard deviation over {heading.unit} [the paper's figure]; "
-        "differences: mean [95\\% t interval].\n"
-    ]
+
+def sections(
+    frame: pd.DataFrame, heading: Heading, checks: dict[str, list[dict]] | None = None
+) -> list[Section]:
+    """Two tables a dataset: its methods, and their paired differences over the checks' text."""
+    found = []
+    ranked = {title: name in HIGHER_IS_BETTER for name, (_, title, *_) in FIGURES.items()}
     for dataset, lines in frame.groupby("dataset", sort=False):
         records = lines.to_dict("records")
-        methods = [line for line in records if " minus " not in line["row"]]
-        pairs = [line for line in records if " minus " in line["row"]]
-        columns = []
-        for name in FIGURES:
-            texts = [_mean_cell(method, name) for method in methods]
-            means = ranked([text.split()[0] for text in texts], name)
-            columns.append([" ".join([mean, *escaped(text).split()[1:]]).replace("±", r"$\pm$")
-                            for mean, text in zip(means, texts, strict=True)])
-        names = [[escaped(method["row"]), method["sees"]] for method in methods]
-        below = [[escaped(pair["row"]), "", *(f"${_pair_cell(pair, name)}$" for name in FIGURES)]
-                 for pair in pairs]
-        titles = [escaped(title) + (r" $\uparrow$" if name in HIGHER_IS_BETTER else
-                                    r" $\downarrow$") for name, (_, title, *_) in FIGURES.items()]
-        rows = [[*name, *row] for name, row in zip(names, zip(*columns), strict=True)]
+        methods = [
+            {"method": line["row"], "sees a": line["sees"],
+             **{title: _mean_cell(line, name) for name, (_, title, *_) in FIGURES.items()}}
+            for line in records if " minus " not in line["row"]
+        ]
+        pairs = [
+            {"difference": line["row"],
+             **{title: interval(*(line[f"{name}{end}"] for end in ("", "_low", "_high")), digits)
+                for name, (_, title, digits, _) in FIGURES.items()}}
+            for line in records if " minus " in line["row"]
+        ]
         title = f"{PAPER_SETTINGS[dataset]}, {records[0][heading.unit]} {heading.unit}"
-        parts.append(f"% {title}\n" + tabular(["", "sees $a$", *titles], [rows, below], "llrrrr"))
-    return "\n\\par\\medskip\n".join(["".join(parts[:2]), *parts[2:]])
+        found.append(Section(title, "", pd.DataFrame(methods), ranked))
+        text = [_check_text(checks[dataset])] if checks else []
+        found.append(Section(frame=pd.DataFrame(pairs), lines=text))
+    return found
 
 
 def _mean_cell(line: dict, name: str) -> str:
     digits = FIGURES[name][2]
     paper = line[f"{name}_paper"]
-    text = f"{line[name]:.{digits}f} ± {line[f'{name}_std']:.{digits}f}"
+    text = plus_minus(line[name], line[f"{name}_std"], digits)
     return text if math.isnan(paper) else f"{text} [{paper:.{digits}f}]"
-
-
-def _pair_cell(line: dict, name: str) -> str:
-    digits = FIGURES[name][2]
-    low, high = (f"{line[f'{name}_{end}']:+.{digits}f}" for end in ("low", "high"))
-    return f"{line[name]:+.{digits}f} [{low}, {high}]"
 
 
 def _check_text(checks: list[dict]) -> str:
@@ -182,5 +163,5 @@ def _check_text(checks: list[dict]) -> str:
         f"Relaxed validation gaps, mean |gap|: ERM {gaps['gaps']:.4f}, predicted for FairIF "
         f"{gaps['gaps_predicted']:.4f}, after retraining {gaps['gaps_after']:.4f}. Weights clipped "
         f"at 0: {share:.2f}%; root mean square of n eps: {frame['eps_rms_times_n'].mean():.3f}. "
-        f"Largest gradient norm of {fits}: {frame['gradient_norm'].max():.1e}.{kept}\n"
+        f"Largest gradient norm of {fits}: {frame['gradient_norm'].max():.1e}.{kept}"
     )

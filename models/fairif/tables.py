@@ -33,7 +33,7 @@ from models.fairif.training import Recipe
 from utils.errors import UserError, exit_cleanly
 from utils.files import is_plain_name, write_atomic, write_json
 from utils.options import ArgumentParser, check_device
-from utils.reporting.tables import read_json
+from utils.records import read_record
 from utils.run import exclusive
 
 DIGIT_TABLES = {"1": "mlp", "2": "cnn", "3": "lenet"}
@@ -95,7 +95,7 @@ def run_tabular(options: argparse.Namespace, folder: Path) -> str:
             split = run_split(tables[name], seed, options.l2, settings.with_seed(seed),
                               options.model, options.baselines)
             write_json(path, identity(config) | split)
-        split = read_json(path)
+        split = read_record(path)
         verify(path, split, config)
         return split
 

@@ -17,10 +17,12 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import UserError
+from utils.reporting.results import read_table
 
-TABLES = Path(__file__).parents[2] / "paper_tables"
+TABLES = Path(__file__).parent / "paper_tables"
 FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's eo is one of ours
 CELL_FIGURES = ("g00", "g01", "g10", "g11")
+OUR_EO = {"worst": "eo_worst", "mean": "eo_mean"}  # which of ours stands beside its EO
 FAIRIF = "fairif-"
 FAIRIF_TABLES = ("5", "11")  # in absolute figures, on images
 FAIRIF_SETTINGS = {  # (dataset, target, protected) -> its name in FairIF's tables
@@ -31,8 +33,9 @@ IMPOSSIBLE = "AOD < EOD / 2"
 
 
 @functools.cache
-def _table(name: str) -> pd.DataFrame:
-    return pd.read_csv(TABLES / f"{name}.csv", dtype={"table": str})
+def printed(paper: str) -> pd.DataFrame:
+    """Every printed row of a paper, "aim_fair" or "fairif"; figures as printed, NaN if not."""
+    return read_table(TABLES / f"{paper}.csv")
 
 
 def own_row(table: str | None, row: str | None) -> str | None:
@@ -40,7 +43,7 @@ def own_row(table: str | None, row: str | None) -> str | None:
     paper does (or `row` is None)."""
     if table is None or row is None:
         return None
-    held = _table("fairif" if table.startswith(FAIRIF) else "aim_fair")["row"]
+    held = printed("fairif" if table.startswith(FAIRIF) else "aim_fair")["row"]
     return row if _renamed(table, row) in set(held) else None
 
 
@@ -88,7 +91,7 @@ def marks_of(
 
 def _aim_fair_row(table: str, row: str, *setting: str | None) -> pd.Series | None:
     dataset, target, protected = setting
-    rows = _table("aim_fair")
+    rows = printed("aim_fair")
     if table not in set(rows["table"]):
         raise UserError(
             f"the paper has no table {table} of figures; it has {', '.join(rows['table'].unique())}"
@@ -102,7 +105,7 @@ def _aim_fair_row(table: str, row: str, *setting: str | None) -> pd.Series | Non
 
 
 def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float] | None:
-    rows = _table("fairif")
+    rows = printed("fairif")
     numbers = rows["table"].str.split().str[0]
     name = FAIRIF_SETTINGS.get(setting)
     if number not in FAIRIF_TABLES:
@@ -153,7 +156,7 @@ def relative_change(dataset: str, target: str, protected: str, network: str) -> 
 
     network: as in --backbone, with or without the hidden layer ("resnet18", "resnet34_h128").
     """
-    rows = _table("fairif")
+    rows = printed("fairif")
     name = FAIRIF_SETTINGS.get((dataset, target, protected))
     title = network.removesuffix("_h128").replace("resnet", "ResNet-")
     rows = rows[(rows["table"].str.split().str[0] == "6") & (rows["setting"] == name)
