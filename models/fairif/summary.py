@@ -111,7 +111,9 @@ def markdown(
 def latex(frame: pd.DataFrame, heading: Heading) -> str:
     """summary.tex from the lines of summary.csv: for each dataset or bias its methods, with the
     paper's figure in brackets, and the paired differences."""
-    return section.latex(sections(frame, heading))
+    note = (f"FairIF, Table {heading.table}: {heading.title}. Mean and sample standard deviation "
+            f"over {heading.unit} [the paper's figure]; differences: mean [95% t interval].")
+    return section.latex(note, sections(frame, heading))
 
 
 def sections(

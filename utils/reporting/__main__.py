@@ -30,7 +30,7 @@ def write_all(setting: Path, baseline: str | None = None, others: Sequence[Path]
     """
     summary = setting / "summary.md"
     if baseline is None and summary.exists():
-        baseline = baseline_of(summary.read_text())
+        baseline = baseline_of(summary.read_text(encoding="utf-8"))
     text = write_summary(setting, baseline=baseline)
     draw_all(setting, others)
     return f"{text}\n{write_report(setting)}"

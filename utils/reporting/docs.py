@@ -68,7 +68,7 @@ def table(results: Results) -> Section:
         for name in cells:
             printed = row.get(f"paper_{'eo' if name == eo else name}", math.nan)
             cells[name] += "" if math.isnan(printed) else f" [{number(printed)}]"
-        rows.append({"": row["method"], **{
+        rows.append({"in %": row["method"], **{
             f"{TITLES[name]} ±" if name == "eo_worst" else TITLES[name]: cells[name]
             for name in ("acc", "wst", "eo_worst", "eo_mean", "std")}})
     return Section(frame=pd.DataFrame(rows), lines=[provenance(results)])
@@ -95,7 +95,7 @@ def write_docs(root: Path, results: Path) -> list[str]:
     """Write the tables of DOCUMENTS below `root`; returns a line on every table and its fate."""
     said = []
     for name in DOCUMENTS:
-        text = (root / name).read_text()
+        text = (root / name).read_text(encoding="utf-8")
         try:
             new, written, left = refresh(text, results)
         except UserError as error:

@@ -87,7 +87,7 @@ def write_report(setting_dir: str | Path) -> Path:
     results = Results(setting_dir)
     folder, configs = results.folder, results.first_configs
     summary = folder / "summary.md"
-    text = summary.read_text() if summary.exists() else write_summary(folder)
+    text = summary.read_text(encoding="utf-8") if summary.exists() else write_summary(folder)
     sections = {
         "Tables": markdown_to_html(text),
         "Figures": _figures(sorted((folder / "figures").glob("*.png"))),

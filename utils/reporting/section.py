@@ -50,9 +50,9 @@ class Section:
                 formatter = _emphasis(self.frame[column], self.ranked[column])
                 style.format(formatter, subset=[title])
         layout = "l" + "r" * (len(titles) - 1)
-        comment = f"% {self.title}. {self.note}".replace("\n", " ").rstrip()
-        table = "" if self.frame.empty else style.to_latex(hrules=True, column_format=layout)
-        return f"{comment}\n{table}" + "".join(f"\\par {_tex(line)}\n" for line in self.lines)
+        comment = f"% {'. '.join(filter(None, (self.title, self.note)))}\n" if self.title else ""
+        table = style.to_latex(hrules=True, column_format=layout)
+        return comment + table + "".join(f"\\par {_tex(line)}\n" for line in self.lines)
 
 
 def markdown(title: str, note: str, sections: Sequence[Section]) -> str:
@@ -61,10 +61,10 @@ def markdown(title: str, note: str, sections: Sequence[Section]) -> str:
     return "\n".join([f"# {title}\n", f"{note}\n", *filter(None, parts)])
 
 
-def latex(sections: Sequence[Section]) -> str:
+def latex(note: str, sections: Sequence[Section]) -> str:
     """The tables one below the other; sections without a table are left out."""
     tables = [section.latex() for section in sections if not section.frame.empty]
-    return "% \\usepackage{booktabs}\n" + "\n\\par\\medskip\n".join(tables)
+    return f"% \\usepackage{{booktabs}}\n% {note}\n" + "\n\\par\\medskip\n".join(tables)
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -153,14 +153,12 @@ def write_summary(setting_dir: str | Path, *, baseline: str | None = None) -> st
     missing = results.unfinished
     lines = [f"Runs without metrics, not counted: {', '.join(missing)}."] if missing else []
     sections.append(Section(lines=lines + row_settings.lines(results.first_configs)))
-    text = markdown(
-        results.folder.resolve().name,
-        "In %. EO worst: the larger of the TPR and FPR differences; EO mean: their mean.", sections,
-    )
+    note = "In %. EO worst: the larger of the TPR and FPR differences; EO mean: their mean."
+    text = markdown(results.folder.resolve().name, note, sections)
     for name, table in (("summary", frame), ("relative_change", changes)):
         if not table.empty:
             write_atomic(results.folder / f"{name}.csv", table.to_csv(
                 index=False, float_format="%.4f", na_rep="n/a", lineterminator="\n"))
     write_atomic(results.folder / "summary.md", text)
-    write_atomic(results.folder / "summary.tex", latex(sections))
+    write_atomic(results.folder / "summary.tex", latex(note, sections))
     return text
