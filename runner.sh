@@ -270,7 +270,7 @@ fairif-table5() {
 # tensors: 11 left 2); 500 images and 30 steps over all cost five runs. Chosen by that alone.
 demo_fairif() {
   on_demo --set $(for row in "$@"; do
-    echo $row.last_tensors=17 $row.damping=0.1 $row.curvature_images=300 $row.cg_steps=12; done)
+    echo $row.last_tensors=17 $row.damping=0.1 $row.curvature_samples=300 $row.steps=12; done)
 }
 # Change by FairIF from ImageNet weights, Acc/AD/AOD/EOD in %: ResNet-18 on CelebA
 # +.07/-23.7/-37.1/-23.5, on FairFace +.40/-35.8/-48.8/-66.9; summary.md prints the other four.

@@ -1,23 +1,53 @@
 """Datasets by name. Each entry is called as
 
-    load(root, target, protected, *, size, minority=0.1, rule="first", seed=0,
-         val="official" | "none", test_size=None) -> Splits
+    DATASETS[name](root, target, protected, *, size, minority=0.1, rule="first", seed=0,
+                   val="official" | "none", test_size=None) -> Splits
 
-and returns tables of image files with labels y (target) and a (protected). size: of the biased
-training set, None for every image that there is for training, as it is. To add a dataset, write
-one file with such a `load` and add one line here.
+and returns tables with labels y (target) and a (protected): of image files (ImageTable), or of
+samples in memory (ArrayTable), which have no biased subset to draw, so that only seed and val
+matter. size: of the biased training set, None for every image that there is for training, as it is.
+To add a dataset, write one file with such a `load` and add one line here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from datasets import celeba, demo, fairface, utkface
+from datasets import celeba, ci_mnist, demo, fairface, tabular, utkface
 from datasets.base import Splits
 
-DATASETS: dict[str, Callable[..., Splits]] = {
-    "celeba": celeba.load,  # photographs of celebrities, 40 attributes; Liu et al., ICCV 2015
-    "utkface": utkface.load,  # photographs labelled by file name; Zhang et al., CVPR 2017
-    "fairface": fairface.load,  # Black and White faces; Karkkainen and Joo, WACV 2021
-    "demo": demo.load,  # rendered faces committed with this repository, in CelebA's format
-}
+
+@dataclass(frozen=True)
+class Dataset:
+    """load: as above; of samples in memory without size, minority, rule and test_size.
+    attributes: the (target, protected) pair where none is given."""
+
+    load: Callable[..., Splits]
+    attributes: tuple[str, str]
+    in_memory: bool = False
+
+    def __call__(self, root: str | Path, target: str, protected: str, **flags) -> Splits:
+        if self.in_memory:
+            flags = {key: value for key, value in flags.items() if key in ("seed", "val")}
+        return self.load(root, target, protected, **flags)
+
+
+DATASETS: dict[str, Dataset] = {
+    # photographs of celebrities, 40 attributes; Liu et al., ICCV 2015
+    "celeba": Dataset(celeba.load, ("Smiling", "Male")),
+    # photographs labelled by file name; Zhang et al., CVPR 2017
+    "utkface": Dataset(utkface.load, utkface.ATTRIBUTES),
+    # Black and White faces; Karkkainen and Joo, WACV 2021
+    "fairface": Dataset(fairface.load, fairface.ATTRIBUTES),
+    # rendered faces committed with this repository, in CelebA's format
+    "demo": Dataset(demo.load, ("Smiling", "Male")),
+    # rows of features: Adult, German credit, COMPAS
+    **{name: Dataset(partial(tabular.load, name), pair, True)
+       for name, pair in tabular.ATTRIBUTES.items()},
+    # coloured digits: ci_mnist_size, ci_mnist_shift, ci_mnist_class
+    **{f"ci_mnist_{bias}": Dataset(partial(ci_mnist.load, bias), ci_mnist.ATTRIBUTES, True)
+       for bias in ci_mnist.BIASES},
+}  # fmt: skip

@@ -21,6 +21,7 @@ from PIL import Image
 from utils.errors import UserError, is_systems
 from utils.files import write_atomic
 from utils.metrics import CELLS
+from utils.records import files_digest
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,6 +54,10 @@ class Table(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the samples and their labels."""
 
     @abstractmethod
     def take(self, rows: Sequence[int] | np.ndarray) -> Self:
@@ -90,6 +95,9 @@ class ImageTable(Table):
         rows = np.asarray(rows, dtype=np.int64)
         return ImageTable(self.name, [self.paths[i] for i in rows], self.y[rows], self.a[rows])
 
+    def digest(self) -> str:
+        return files_digest(self.paths, self.y.tolist(), self.a.tolist())
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayTable(Table):
@@ -123,7 +131,6 @@ class ArrayTable(Table):
         )
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits of the contents."""
         total = hashlib.sha256()
         for part in (self.x, self.y, self.a):
             total.update(np.ascontiguousarray(part).data)

@@ -1,4 +1,4 @@
-"""The image tables of one setting and seed: what methods train on and take gradients over."""
+"""The tables of one setting and seed: what methods train on and take gradients over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 
-from datasets.base import CELLS, ImageTable, Splits, concat
+from datasets.array_loader import ArrayLoader
+from datasets.base import CELLS, ArrayTable, ImageTable, Splits, Table, concat
 from datasets.loader import Loader
 from datasets.subsets import balanced_counts, biased_counts, draw_cells
 from utils.errors import UserError
@@ -24,8 +25,8 @@ class Data:
         edited: ImageTable | None = None, digests: Mapping[str, str] | None = None,
     ):
         """config: the flags of the data and the loader (utils.config.Config). edited: edits of the
-        training images (datasets/edits.py). digests: of the lists, by "real", "val", "test",
-        "synthetic" and "edited" (utils.records.list_digest)."""
+        training images (datasets/edits.py). digests: of the tables, by "real", "val", "test",
+        "synthetic" and "edited"."""
         self.real, self.val, self.test = splits.train, splits.val, splits.test
         self.pool, self.config, self.seed = synthetic, config, seed
         self.edited, self.digests = edited, dict(digests or {})
@@ -99,12 +100,24 @@ class Data:
         filling = draw_cells(self._synthetic(), filling, self.seed)
         return concat([self.real, filling], "real images, repaired with synthetic ones")
 
-    def loader(self, table: ImageTable, *, train: bool, attributes: bool = False) -> Loader:
-        """Training batches (augmented, last one dropped) or evaluation batches of a table.
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one sample in memory; None for images, which have any size."""
+        return self.real.x.shape[1:] if isinstance(self.real, ArrayTable) else None
+
+    def loader(
+        self, table: Table, *, train: bool, attributes: bool = False
+    ) -> Loader | ArrayLoader:
+        """Training batches (images augmented, their last batch dropped) or evaluation batches.
 
         attributes: with the protected labels of the table, as far as `seen_by` left them there.
         """
         c = self.config
+        if isinstance(table, ArrayTable):
+            return ArrayLoader(
+                table, c.batch_size if train else c.eval_batch_size, train=train,
+                device=c.device, seed=self.seed, attributes=attributes,
+            )
         return Loader(
             table, c.batch_size if train else c.eval_batch_size, image_size=c.image_size,
             train=train, device=c.device, seed=self.seed, drop_last=train, attributes=attributes,

@@ -8,7 +8,7 @@ package's list.
 from __future__ import annotations
 
 from models.debiasing import DEBIASING
-from models.fairif.images import IMAGE_BASELINES
+from models.fairif.baselines import BASELINES
 from models.fairif.method import SHARES, FairIF, FairIFShuffled
 from models.ltgc import LTGC
 from models.method import Method
@@ -16,6 +16,6 @@ from models.strategies import CHOICES, STRATEGIES
 
 METHODS: dict[str, type[Method]] = {
     **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, "fairif_shuffled": FairIFShuffled,
-    **SHARES, **IMAGE_BASELINES,
+    **SHARES, **BASELINES,
 }
 __all__ = ["CHOICES", "METHODS"]

@@ -187,6 +187,13 @@ def build(name: str, pretrained: str = "none", shape: Shape | None = None) -> nn
         ) from None
 
 
+def initial_weights(name: str, pretrained: str) -> str:
+    """--pretrained, with "auto" replaced: "imagenet" where the backbone has such weights."""
+    if pretrained != "auto":
+        return pretrained
+    return "none" if isinstance(BACKBONES[name], Small) else "imagenet"
+
+
 def check_shape(name: str, shape: Shape | None) -> None:
     """Raise UserError where the backbone does not take samples of that shape."""
     small = BACKBONES[name] if isinstance(BACKBONES[name], Small) else None
@@ -224,6 +231,27 @@ def load_weights(path: Path, flag: str) -> dict:
 def parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameter tensors in the model's own order (62 for ResNet-18)."""
     return [name for name, _ in model.named_parameters()]
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The linear layer that gives the logit; its in_features D is the number of features."""
+    return model.get_submodule(output_layer(model))
+
+
+def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(features [B, D] that the output layer is given, logits [B]) in one pass, with gradients.
+
+    Both in the type of the output layer's weights. D is 512 for ResNet-18 and -34, 2048 for
+    ResNet-50; the features of a logistic regression are its inputs.
+    """
+    given: list[Tensor] = []
+    head = head_of(model)
+    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    try:
+        logits = model(x)
+    finally:
+        hook.remove()
+    return given[0].to(head.weight), logits.squeeze(1).to(head.weight)
 
 
 def output_layer(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ from datasets.loader import Loader
 from models import backbones
 from utils.errors import UserError
 from utils.files import atomic_path
-from utils.records import list_digest, read_record
+from utils.records import read_record
 
 # The flags of train.py that decide which images are tested on, as config.json holds them.
 TEST_FLAGS = ("dataset", "target", "protected", "size", "minority", "rule", "data_seed", "val",
@@ -91,7 +91,7 @@ def _test_table(root: Path, *flags: Any) -> tuple[ImageTable, str]:
     load = DATASETS[given.pop("dataset")]
     target, protected, seed = (given.pop(key) for key in ("target", "protected", "data_seed"))
     table = load(root, target, protected, **given, seed=seed).test
-    return table, list_digest(table)
+    return table, table.digest()
 
 
 def test_images(root: Path, run: Path, config: Mapping[str, Any]) -> ImageTable:

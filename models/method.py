@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.base import ImageTable
+from datasets.base import Table
 from datasets.mixing import Data
 from models import backbones
 from utils.engine import fit
@@ -23,13 +23,24 @@ from utils.run import Run
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
 
 
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits [B] of a sample each: float64 of a network in float64, else float32."""
+    logits = model(x).squeeze(1)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean binary cross entropy of logits [B] and y int64 [B] in {0, 1}, each times its weight."""
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits), weight=weight)
+
+
 def bce(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mean binary cross entropy with logits: x float [B, 3, H, W], y int64 [B] in {0, 1}."""
-    return F.binary_cross_entropy_with_logits(model(x).squeeze(1).float(), y.float())
+    """`cross_entropy` of a model on x float [B, ...]."""
+    return cross_entropy(logits_of(model, x), y)
 
 
 class Method:
-    """ERM: SGD on the mean loss of a batch. Every entry of METHODS is a subclass.
+    """ERM: the recipe's optimiser on the mean loss of a batch; METHODS are its subclasses.
 
     Class attributes
         stages: names of the class methods that `run` calls in turn, each with the run; the last
@@ -78,8 +89,12 @@ class Method:
 
     def setup(self) -> None:
         """Make `optimizer` and `schedule`, and what else a step needs."""
-        self.optimizer = self.recipe.sgd([p for p in self.model.parameters() if p.requires_grad])
+        self.optimizer = self.recipe.make_optimizer(self.trained())
         self.schedule = self.recipe.schedule(self.optimizer)
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser changes."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def train_mode(self) -> None:
         self.model.train()
@@ -96,24 +111,28 @@ class Method:
 
     def update(self, batch: Batch) -> Tensor:
         """One step on (index, x, y, a); returns the detached loss, on the device."""
-        loss = self.loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        def objective() -> Tensor:
+            loss = self.loss(batch) + self.recipe.penalty(self.trained())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            return loss
+
+        if self.recipe.optimizer == "lbfgs":
+            self.optimizer.state.clear()  # a round starts anew: the loss may be another one
+        return self.optimizer.step(objective).detach()
 
     def end_epoch(self) -> None:
         self.schedule.step()
 
     @torch.inference_mode()
     def predict(self, x: Tensor) -> Tensor:
-        """Logits float32 [B] in evaluation mode."""
+        """Logits [B] in evaluation mode (`logits_of`)."""
         self.model.eval()
         self.full_batch = max(self.full_batch, len(x))
         # an evaluation's last, smaller batch is not worth a compilation
         network = self.network if len(x) == self.full_batch else self.model
         with self.precision(x):
-            return network(x).squeeze(1).float()
+            return logits_of(network, x)
 
     def precision(self, x: Tensor):
         return torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None)
@@ -138,8 +157,8 @@ class Method:
         return bool({cls.training_set, *cls.sets} - {"real"})
 
     @classmethod
-    def tables(cls, data: Data) -> dict[str, ImageTable]:
-        """Its image tables, by the name of their saved list."""
+    def tables(cls, data: Data) -> dict[str, Table]:
+        """The tables that it learns from, by the name of their saved list."""
         own = [name for name in (cls.training_set, *cls.sets) if name != "real"]
         edited = {"edited": data.edited} if cls.needs_edits else {}
         return {"train": data.real, **{name: getattr(data, name) for name in own}, **edited}
@@ -176,7 +195,7 @@ class Method:
 def new_model(run: Run, seed: int | None = None) -> nn.Module:
     """The run's backbone at its initial weights, on its device; sets torch's seed."""
     torch.manual_seed(run.seed if seed is None else seed)
-    model = backbones.build(run.config.backbone, run.config.pretrained)
+    model = backbones.build(run.config.backbone, run.config.pretrained, run.data.shape)
     return model.to(run.config.device, memory_format=torch.channels_last)
 
 
@@ -192,7 +211,8 @@ def fit_stage(run: Run, name: str, method, loader, *, choose: bool = True) -> Me
         trained = method()
         if not stage.finished:
             val = validation(run) if choose else None
-            fit(trained, loader(), val, stage.folder, name, run.observers)
+            fit(trained, loader(), val, stage.folder, name, run.observers,
+                run.config.checkpoint_seconds)
     weights = backbones.load_weights(stage.folder / "model.pt", "the best epoch")
     trained.model.load_state_dict(weights)
     run.add_log(stage.folder)
@@ -210,7 +230,7 @@ def pretrained(run: Run) -> nn.Module:
             method = Method(model, run.config.pretrain, autocast=run.config.autocast,
                             compiled=run.config.compile)
             fit(method, run.data.loader(run.data.real, train=True), validation(run), stage.folder,
-                "pretrain", run.observers)
+                "pretrain", run.observers, run.config.checkpoint_seconds)
         model.load_state_dict(
             backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
         )

@@ -31,7 +31,7 @@ REAL_PARTNER_LOADER = fairsmote.partner_loader  # the fixture below replaces it
 # What differs from the defaults fits 10 batches of 60 vectors an epoch and 12 epochs.
 OPTIONS = {
     "cfair": {"mu": 0.3}, "domind": {}, "arl": {"adversary_lr": 0.5, "warm_up": 10},
-    "fairsmote": {}, "influence": {"damping": 0.1, "curvature_images": 200},
+    "fairsmote": {}, "influence": {"damping": 0.1, "curvature_samples": 200},
 }
 IMPROVES = {"cfair": "aod", "domind": "aod", "arl": "aod", "fairsmote": "aod", "influence": "eod"}
 

@@ -34,7 +34,7 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     monkeypatch.setattr(fairif_method, "image_influence",
                         lambda *args: computed.append(1) or compute(*args))
     run("--methods", "erm")
-    options = ["last_tensors=5", "curvature_images=16", "damping=0.1"]
+    options = ["last_tensors=5", "curvature_samples=16", "damping=0.1"]
     run("--methods", "fairif", "--set", *options, "strength=0")
     run("--methods", "fairif", "--name", "no_change", "--set", *options, "strength=1e6")
     run("--methods", "fairif_shuffled", "--set", *options, "strength=0")

@@ -195,7 +195,7 @@ def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
         weighing = {method for method in args.methods if method.startswith("fairif")}
         given = {pair.partition(".")[0] for pair in args.set}
         assert given == (weighing if setting == "demo" else set())
-        assert setting != "demo" or not weighing or "curvature_images=300" in str(args.set)
+        assert setting != "demo" or not weighing or "curvature_samples=300" in str(args.set)
     if name == "table6":
         networks = ["resnet18"] if setting == "demo" else backbones.RESNETS
         assert {args.name for args in runs} == {

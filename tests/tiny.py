@@ -20,7 +20,7 @@ QUICK = {
     "eiil": {"inference_steps": 50},
     "maple": {"inference_steps": 50},
     "diga": {"byol_epochs": 1, "hidden": 16, "projection": 8},
-    "influence": {"curvature_images": 16, "last_tensors": 5, "damping": 0.1},
+    "influence": {"curvature_samples": 16, "last_tensors": 5, "damping": 0.1},
 }
 
 

@@ -7,14 +7,14 @@ whether only the fine-tuning does (`finetune`). A new flag is one line here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from utils.launcher import LAUNCHERS, PARAMETERS
 from utils.options import ArgumentParser, path
-from utils.recipe import Recipe
+from utils.recipe import OPTIMIZERS, Recipe
 from utils.records import weights_digest
 
 
@@ -39,9 +39,14 @@ COUNT, SHARE = number(int, 1, 10**9), number(float, 0, 1)
 RATE, SEED = number(float, 0, 100, open_low=True), number(int, 0, 2**31)
 
 
-def size(text: str) -> int | None:
-    """A number of images, None for "all"."""
-    return None if text == "all" else COUNT(text)
+def or_all(count):
+    """An argparse type: what `count` takes, None for "all"."""
+    return lambda text: None if text == "all" else count(text)
+
+
+def data_seed(text: str) -> int | str:
+    """A seed, or "run": each run's own."""
+    return text if text == "run" else SEED(text)
 
 
 def flag(default: Any, help: str, *, result: bool = True, finetune: bool = False, **argparse_):
@@ -55,7 +60,7 @@ def flag(default: Any, help: str, *, result: bool = True, finetune: bool = False
 class WhatConfig:
     """What is run."""
 
-    methods: tuple[str, ...] = flag((), "run in this order, each with every seed; of {methods}",
+    methods: tuple[str, ...] = flag((), "run in this order, each with every seed: see --list",
                                     result=False, nargs="+", required=True, metavar="METHOD")
     seeds: tuple[int, ...] = flag((100,), "the paper: 100 200 ... 1000", result=False, nargs="+",
                                   type=SEED)
@@ -83,17 +88,20 @@ class WhatConfig:
 class DataConfig:
     """Which images are learned from and tested on."""
 
-    dataset: str = flag("demo", "real photographs", choices="datasets")
-    data_root: Path = flag(Path("data/demo"), "their folder", result=False, type=path)
-    target: str = flag("Smiling", "attribute that is learned (y)")
-    protected: str = flag("Male", "attribute to be fair about (a)")
+    dataset: str = flag("demo", "real photographs, rows of features or digits: see --list")
+    data_root: Path = flag(Path("data/demo"), "their folder; the tabular data are committed and "
+                           "need none", result=False, type=path)
+    target: str | None = flag(None, "attribute that is learned (y); the dataset's first pair, such "
+                              "as Smiling and Male, where neither is given")
+    protected: str | None = flag(None, "attribute to be fair about (a)")
     size: int | None = flag(20000, "biased training images, or all: every one that there is, "
-                            "without --minority and --rule", type=size)
+                            "without --minority and --rule", type=or_all(COUNT))
     minority: float = flag(0.1, "share of each of the groups (0,0) and (1,1) in its class",
                            type=SHARE)
     rule: str = flag("first", "'first' gives the released CelebA lists",
                      choices=("first", "random"))
-    data_seed: int = flag(0, "of random subsets and test draws", type=SEED)
+    data_seed: int | str = flag(0, "of random subsets and test draws; run: each run's own seed, as "
+                                "in tables over random splits", type=data_seed)
     val: str = flag("official", "the best epoch is that of the best validation accuracy (no group "
                     "labels), or the last", choices=("official", "none"))
     test_size: int | None = flag(None, "draw a balanced test set of this size, a multiple of 4",
@@ -117,14 +125,19 @@ class DataConfig:
 class TrainConfig:
     """Model and training (defaults: the released code)."""
 
-    backbone: str = flag("resnet18", "the network", choices="backbones")
-    pretrained: str = flag("imagenet", "initial weights: imagenet (downloaded once), none (random) "
-                           "or a file with the state dict of torchvision's network")
+    backbone: str = flag("resnet18", "the network: see --list")
+    pretrained: str = flag("auto", "initial weights: imagenet (downloaded once), none (random), a "
+                           "file with the state dict of torchvision's network, or auto: imagenet "
+                           "for a network that has such weights")
     image_size: int = flag(224, "side in pixels", type=number(int, 16, 2048))
     min_crop: float = flag(0.08, "smallest share of an image that a training crop holds, "
                            "torchvision's", type=number(float, 0.0, 1.0, open_low=True))
-    batch_size: int = flag(128, "in training", type=number(int, 2, 2**20))
+    batch_size: int | None = flag(128, "in training; all: of samples in memory, one batch",
+                                  type=or_all(number(int, 2, 2**20)))
     eval_batch_size: int = flag(512, "changes speed only", result=False, type=COUNT)
+    optimizer: str = flag("sgd", "sgd, the release's; adam; lbfgs: with --batch-size all, an epoch "
+                          "is one round of L-BFGS until the gradient vanishes",
+                          choices=OPTIMIZERS)
     pretrain_epochs: int = flag(15, "on the real images", type=COUNT)
     pretrain_lr: float = flag(0.01, "learning rate", type=RATE)
     pretrain_milestone: int = flag(10, "epochs of pre-training after which its rate is multiplied "
@@ -137,11 +150,11 @@ class TrainConfig:
                                    type=COUNT)
     gamma: float = flag(0.1, "factor of the rate at a milestone; the paper prints 0.01", type=RATE)
     momentum: float = flag(0.9, "of SGD", type=SHARE)
-    weight_decay: float = flag(1e-4, "of SGD", type=number(float, 0, 10))
+    weight_decay: float = flag(1e-4, "L2 penalty", type=number(float, 0, 10))
     top_k: float = flag(0.887, "tensors, or a share below 1; 0.887 is 55 of ResNet-18's 62",
                         finetune=True, type=number(float, 0, 10**6, open_low=True))
-    criterion: str = flag("absolute", "difference of two gradients of a tensor", finetune=True,
-                          choices="criteria")
+    criterion: str = flag("absolute", "absolute or cosine: difference of two gradients of a tensor",
+                          finetune=True)
     batch_norm: str = flag("update", "running statistics while fine-tuning", finetune=True,
                            choices=("update", "freeze"))
     precision: str = flag("auto", "auto: bf16 on cuda, fp32 on cpu",
@@ -157,7 +170,7 @@ class TrainConfig:
     def _recipe(self, stage: str, ties: str) -> Recipe:
         own = {key: getattr(self, f"{stage}_{key}") for key in ("epochs", "lr", "milestone")}
         return Recipe(**own, gamma=self.gamma, momentum=self.momentum,
-                      weight_decay=self.weight_decay, ties=ties)
+                      weight_decay=self.weight_decay, ties=ties, optimizer=self.optimizer)
 
     @property
     def pretrain(self) -> Recipe:
@@ -195,6 +208,9 @@ class MachineConfig:
     workers: int = flag(1, "threads that prepare batches", result=False, type=COUNT)
     store_dir: Path | None = flag(None, "folder of decoded images; data/store where not given",
                                   result=False, type=path)
+    checkpoint_seconds: float = flag(20.0, "an epoch's end is saved if the last save is older; a "
+                                     "SIGTERM always saves", result=False,
+                                     type=number(float, 0, 10**6))
 
 
 @dataclass(frozen=True)
@@ -210,18 +226,14 @@ class Config(MachineConfig, TrainConfig, DataConfig, WhatConfig):
         values["device"] = self.device.split(":")[0]
         if self.pretrained not in ("none", "imagenet"):
             values["pretrained"] = weights_digest(Path(self.pretrained))
-        if self.compile:  # rounds otherwise
+        if self.compile:  # rounds differently
             values["compile"] = True
         return values
 
 
-def parser(
-    description: str, *, methods: Iterable[str], datasets: Iterable[str], backbones: Iterable[str],
-    criteria: Iterable[str],
-) -> ArgumentParser:
-    """All flags; the names that may be chosen are the caller's."""
-    named = {"datasets": list(datasets), "backbones": list(backbones), "criteria": list(criteria)}
-    methods = list(methods)
+def parser(description: str) -> ArgumentParser:
+    """All flags. Names of methods, datasets, backbones and criteria are checked where they are
+    known: to import these takes seconds."""
     p = ArgumentParser(
         description=description, allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -230,13 +242,9 @@ def parser(
         group = p.add_argument_group(part.__doc__.rstrip("."))
         for f in fields(part):
             given = dict(f.metadata["argparse"])
-            if isinstance(given.get("choices"), str):
-                given["choices"] = named[given["choices"]]
-            if f.name == "methods":
-                given["choices"] = methods
-            text = f.metadata["help"].replace("{methods}", ", ".join(methods))
             default = None if f.default is MISSING or given.get("required") else f.default
-            group.add_argument(f"--{f.name.replace('_', '-')}", default=default, help=text, **given)
+            group.add_argument(f"--{f.name.replace('_', '-')}", default=default,
+                               help=f.metadata["help"], **given)
     return p
 
 

@@ -64,13 +64,14 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def fit(
     method, loader, val_loader, folder: Path, name: str,
-    observers: Sequence[Callable[[list[dict]], None]] = (),
+    observers: Sequence[Callable[[list[dict]], None]] = (), every: float = 0.0,
 ) -> list[dict]:
     """Train to the recipe's last epoch; folder/model.pt then is the best epoch's model.
 
     The best epoch is the most accurate on val_loader (no group labels), or the last one where
-    val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
-    the same arguments resumes there and ends in the same bits (on CPU). It holds the best
+    val_loader is None. folder/state.pt is written on SIGTERM and after an epoch, unless it was
+    less than `every` seconds ago: a start with the same arguments resumes there and ends in the
+    same bits (on CPU). It holds the best
     weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError
     where the loss is not finite.
@@ -97,6 +98,7 @@ def fit(
             "best_epoch": best_epoch, "kept": kept,
         })
 
+    saved = time.monotonic()
     bar = tqdm(total=recipe.epochs, initial=start_epoch, desc=name, unit="epoch", leave=False)
     for epoch in range(start_epoch, recipe.epochs):
         began, steps = time.monotonic(), len(loader)
@@ -133,8 +135,10 @@ def fit(
         row["seconds"] = round(time.monotonic() - began, 3)
         log.append(row)
         total = None
-        save(epoch + 1, 0)
-        write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+        if time.monotonic() - saved >= every:
+            save(epoch + 1, 0)
+            write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+            saved = time.monotonic()
         for observe in observers:
             observe(log)
         bar.update(1)

@@ -83,7 +83,7 @@ def options_of(pairs: Sequence[str], methods: Mapping[str, Any]) -> dict[str, di
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:
     """The values that `pairs` ("NAME=VALUE") give, each in the type of its default.
 
-    ranges: name -> (lowest, highest) value, both allowed. Raises UserError for text without "=",
+    ranges: name -> (lowest, highest) value, both allowed; of a word, those it may be. Raises UserError for text without "=",
     a name the method does not have, a name given twice, a value of another type or out of range.
     """
     values: dict = {}
@@ -97,6 +97,12 @@ def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: 
         if name in values:
             raise UserError(f"--set {name} is given twice")
         kind = type(defaults[name])
+        if kind is str:
+            if text not in ranges[name]:
+                raise UserError(f"--set {pair}: {name} of {method} must be one of "
+                                f"{', '.join(ranges[name])}")
+            values[name] = text
+            continue
         try:
             value = kind(text)
         except ValueError:

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -28,19 +29,17 @@ def fingerprint(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def list_digest(table) -> str:
-    """Digest of a table's rows: name, labels, size and end of every file.
+def files_digest(paths: Sequence[str], *labels: Sequence[int]) -> str:
+    """Digest of images and their labels: name, labels, size and end of every file.
 
     A PNG ends with a checksum of all its pixels, and another JPEG has nearly always another size,
     so changed images are noticed; copies on another disk, with other times, are the same images.
     """
     digest = hashlib.sha256()
     with ThreadPoolExecutor(16) as pool:  # the wait is the disk's
-        ends = pool.map(_end, table.paths)
-        for path, y, a, end in zip(
-            table.paths, table.y.tolist(), table.a.tolist(), ends, strict=True
-        ):
-            digest.update(f"{os.path.basename(path)} {y} {a} {end}\n".encode())
+        for path, end, *row in zip(paths, pool.map(_end, paths), *labels, strict=True):
+            text = " ".join([os.path.basename(path), *map(str, row), end])
+            digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -26,6 +26,7 @@ from utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
 METHODS = ("exact", "cg", "lissa")
+PRODUCTS = ("gauss_newton", "hessian")
 LARGEST_EXACT = 3000  # parameters; the matrix and its eigenvalues take seconds and 70 MB
 
 

@@ -1,7 +1,7 @@
-"""FairIF as a method of train.py: group labels are read on the validation images only.
+"""FairIF (Algorithm 1) as a method of train.py: group labels are read on validation samples only.
 
 Stage one is the ERM model that every strategy of the setting and seed shares, and the influence of
-its training images, kept beside it for every row that asks for the same (another lambda, the
+its training samples, kept beside it for every row that asks for the same (another lambda, the
 shuffled control). From both come a run's weights, in its folder. Stage two is the same training
 from the same start with those weights, so that with eps = 0 it is ERM bit for bit.
 """
@@ -16,31 +16,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.base import ImageTable
+from datasets.base import Table
 from datasets.subsets import draw_cells
 from models import backbones
-from models.fairif.hessian import Batch, evaluation
-from models.fairif.influence import Influence, influence
-from models.fairif.relaxation import Relaxation, check_groups
-from models.fairif.reweight import closed_form, sample_weights, shuffled
-from models.method import Method, pretrained
+from models.fairif.hessian import METHODS as INVERSES
+from models.fairif.hessian import PRODUCTS, Batch, chosen_parameters, evaluation
+from models.fairif.influence import Influence, influence, predict
+from models.fairif.relaxation import KINDS, Relaxation, check_groups, relaxed_gaps
+from models.fairif.reweight import NORMS, closed_form, sample_weights, shuffled
+from models.method import Method, cross_entropy, logits_of, pretrained
 from utils.files import read_array, write_array, write_json
 from utils.preemption import PREEMPTION
 from utils.records import read_record
 from utils.run import Run
 
-PIECE = 64  # images at once: forward mode and its transpose keep the activations of all of them
+# Samples at once, whose activations forward mode and its transpose keep: so many numbers of
+# input, which the small networks are fast at, and within (fewest, most).
+PIECE, FEWEST, MOST = 2**19, 64, 2048
+FEW = 256  # moving parameters up to which the inverse of the curvature is exact
 
 
 class Passes:
-    """Batches of a loader in file order, as often as asked; a SIGTERM is noticed in between."""
+    """Batches of a loader in table order, as often as asked; a SIGTERM is noticed in between."""
 
     def __init__(self, loader):
         self.loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader.epoch(0):
-            for piece in zip(*(part.split(PIECE) for part in batch), strict=True):
+            size = min(max(PIECE // batch[1][0].numel(), FEWEST), MOST)
+            for piece in zip(*(part.split(size) for part in batch), strict=True):
                 PREEMPTION.check()
                 yield piece
 
@@ -61,9 +66,8 @@ def gradient_norm(model: torch.nn.Module, batches, weight_decay: float) -> float
     total, samples = [torch.zeros_like(p) for p in parameters], 0
     with evaluation(model):
         for _, x, y, _ in batches:
-            loss = F.binary_cross_entropy_with_logits(
-                model(x).squeeze(1), y.float(), reduction="sum"
-            )
+            logits = logits_of(model, x)
+            loss = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="sum")
             for sum_, piece in zip(total, torch.autograd.grad(loss, parameters), strict=True):
                 sum_ += piece
             samples += len(y)
@@ -74,40 +78,40 @@ def gradient_norm(model: torch.nn.Module, batches, weight_decay: float) -> float
 class FairIF(Method):
     """Training on samples weighted by influence functions (Wang 2024, Algorithm 1).
 
-    defaults: `strength` is the paper's lambda. `temperature`: of the sigmoid relaxation.
-    `damping`, `cg_steps`, `curvature_images`: Gauss-Newton products over that many training images
-    drawn by the seed. `last_tensors`: only so many of the last parameter tensors move in the
-    influence (ResNet-18: 2 is fc, 17 layer4 and fc); 0 is all. `validation_share`: of each cell of
-    the validation images, drawn by the seed, whose group labels are used (Table 11); the epoch is
-    chosen on all of them, which needs no group labels.
+    defaults: `strength` is the paper's lambda, `penalty` the norm that it multiplies, as printed,
+    or its square. `relaxation`, `temperature`, `draws`: of 0/1 predictions (relaxation.py).
+    `inverse`, `product`, `damping`, `steps`: of the curvature (hessian.inverse_hvp); auto is the
+    exact inverse where at most 256 parameters move, else conjugate gradients. `curvature_samples`:
+    training samples, drawn by the seed, whose mean loss it is of. `last_tensors`: only so many of
+    the last parameter tensors move in the influence (ResNet-18: 2 is fc, 17 layer4 and fc); 0 is
+    all. `validation_share`: of each group of the validation samples, drawn by the seed, whose group
+    labels are used (Table 11); the epoch is chosen on all of them, which needs no group labels.
     """
 
     stages = ("influence", "reweighted")
     uses_attributes = "validation"
     paper_row = "FairIF"
     defaults = {
-        "strength": 0.1, "temperature": 0.3, "damping": 0.01, "cg_steps": 30,
-        "curvature_images": 500, "last_tensors": 0, "validation_share": 1.0,
+        "strength": 0.1, "penalty": "norm", "relaxation": "sigmoid", "temperature": 0.3,
+        "draws": 10, "inverse": "auto", "product": "gauss_newton", "damping": 0.01, "steps": 30,
+        "curvature_samples": 500, "last_tensors": 0, "validation_share": 1.0,
     }
     ranges = {
-        "strength": (0, 10**6), "temperature": (1e-3, 100), "damping": (0, 10**6),
-        "cg_steps": (1, 10**4), "curvature_images": (1, 10**7), "last_tensors": (0, 10**4),
-        "validation_share": (1e-3, 1.0),
+        "strength": (0, 10**6), "penalty": NORMS, "relaxation": KINDS, "temperature": (1e-3, 100),
+        "draws": (1, 10**4), "inverse": ("auto", *INVERSES), "product": PRODUCTS,
+        "damping": (0, 10**6), "steps": (1, 10**5), "curvature_samples": (1, 10**7),
+        "last_tensors": (0, 10**4), "validation_share": (1e-3, 1.0),
     }
 
     def __init__(self, model, recipe, *, weights: np.ndarray, **rest):
-        device = next(model.parameters()).device
-        # float32 [n], 1 for the mean loss
-        self.weights = torch.from_numpy(weights).float().to(device)
+        # [n], 1 for the mean loss
+        self.weights = torch.from_numpy(weights).to(next(model.parameters()))
         super().__init__(model, recipe, **rest)
 
     def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
-            logits = self.model(x).squeeze(1).float()
-            return F.binary_cross_entropy_with_logits(
-                logits, y.float(), weight=self.weights[index]
-            )
+            return cross_entropy(logits_of(self.model, x), y, self.weights[index])
 
     @staticmethod
     def deal(eps: Tensor, seed: int) -> Tensor:
@@ -116,9 +120,10 @@ class FairIF(Method):
 
     @classmethod
     def weigh(cls, erm: torch.nn.Module, run: Run) -> tuple[Tensor, dict]:
-        """(n times the weights of the n training images, float64 [n]; how they came about)."""
-        found, record = shared_influence(erm, run)
-        eps = cls.deal(closed_form(found.scores, found.gaps, run.options["strength"]), run.seed)
+        """(n times the weights of the n training samples, float64 [n]; how they came about)."""
+        (found, record), options = shared_influence(erm, run), run.options
+        eps = closed_form(found.scores, found.gaps, options["strength"], options["penalty"])
+        eps = cls.deal(eps, run.seed)
         clipped = sample_weights(eps).clipped
         count = len(eps)
         # 1 + n eps and not n (1/n + eps), whose rounding would keep eps = 0 from being ERM
@@ -130,7 +135,7 @@ class FairIF(Method):
 
     @classmethod
     def influence(cls, run: Run) -> None:
-        """weights.npy (n times the weights of the n training images, float64 [n], in the order of
+        """weights.npy (n times the weights of the n training samples, float64 [n], in the order of
         train.csv) and influence.json. Raises UserError as `influence` and `closed_form` do."""
         weights, record = cls.weigh(pretrained(run), run)
         write_array(run.folder / "weights.npy", weights.numpy())
@@ -143,8 +148,15 @@ class FairIF(Method):
 
     @classmethod
     def reweighted(cls, run: Run) -> Method:
-        """The same training from the same start, with the weights."""
-        return super().train(run)
+        """The same training from the same start, with the weights; influence.json gets the gaps
+        of the trained model."""
+        trained, path = super().train(run), run.folder / "influence.json"
+        val = run.data.val  # not `validation_share` of it: what the gaps have become
+        logits = predict(trained.model, Passes(run.data.loader(val, train=False)))
+        y, a = (torch.from_numpy(labels).to(logits.device) for labels in (val.y, val.a))
+        after = relaxed_gaps(logits, y, a, relaxation_of(run))
+        write_json(path, read_record(path) | {"gaps_after": after.tolist()})
+        return trained
 
 
 class FairIFShuffled(FairIF):
@@ -168,17 +180,17 @@ SHARES: dict[str, type[FairIF]] = {
 
 
 def shared_influence(model, run: Run) -> tuple[Influence, dict]:
-    """`image_influence`, computed once for a setting, seed and the options without the lambda.
+    """`run_influence`, computed once for a setting, seed and the options without the penalty's.
 
     A stage that rows share, as the pre-trained model is.
     """
-    used = {key: value for key, value in run.options.items() if key != "strength"}
+    used = {key: value for key, value in run.options.items() if key not in ("strength", "penalty")}
     config = run.config.identity(finetune=False) | used | {
         key: run.data.digests.get(key) for key in ("real", "val")
     }
     with run.shared_stage("influence", config, "scores.npy", "influence.json") as stage:
         if not stage.finished:
-            found, norm = image_influence(model, run)
+            found, norm = run_influence(model, run)
             write_array(stage.folder / "scores.npy", found.scores.numpy())
             write_json(stage.folder / "influence.json", {
                 "gaps": found.gaps.tolist(), "residual": found.residual.tolist(),
@@ -192,36 +204,49 @@ def shared_influence(model, run: Run) -> tuple[Influence, dict]:
     return Influence(scores, gaps, residual), record
 
 
-def image_influence(model, run: Run) -> tuple[Influence, float]:
-    """Influence of the n training images on both gaps, and the gradient norm of stage one over
-    the curvature's images. Raises UserError as `influence` does."""
-    data, options = run.data, run.options
-    names, curvature = moving_parts(model, run)
-    val = validation_images(data.val, options["validation_share"], run.seed)
+def run_influence(model, run: Run) -> tuple[Influence, float]:
+    """Influence of the n training samples on both gaps, and the gradient norm of stage one over
+    the curvature's samples. Raises UserError as `influence` does."""
+    data, curvature = run.data, curvature_batches(run)
+    val = validation_part(data.val, run.options["validation_share"], run.seed)
     found = influence(
         model,
         Passes(data.loader(data.real, train=False)),
         Passes(data.loader(val, train=False, attributes=True)),
-        Relaxation("sigmoid", options["temperature"]),
-        names=names, curvature=curvature,
-        damping=options["damping"], steps=options["cg_steps"],
+        relaxation_of(run), curvature=curvature, **inverse_settings(model, run),
     )
     return found, gradient_norm(model, curvature, run.config.pretrain.weight_decay)
 
 
-def moving_parts(model, run: Run) -> tuple[tuple[str, ...] | None, Held]:
-    """(names of the tensors that move, None for all; batches whose mean loss is the curvature's),
-    from the options `last_tensors` and `curvature_images`."""
-    data, last = run.data, run.options["last_tensors"]
-    count = min(run.options["curvature_images"], len(data.real))
+def relaxation_of(run: Run) -> Relaxation:
+    """The relaxation of the run's options; its noise, where it has any, is drawn by the seed."""
+    options = run.options
+    return Relaxation(options["relaxation"], options["temperature"], options["draws"], run.seed)
+
+
+def inverse_settings(model, run: Run) -> dict:
+    """`hessian.inverse_hvp`'s keyword arguments from the run's options."""
+    options, last = run.options, run.options["last_tensors"]
     names = tuple(backbones.parameter_names(model)[-last:]) if last else None
+    moving = sum(p.numel() for p in chosen_parameters(model, names).values())
+    method = options["inverse"]
+    if method == "auto":
+        method = "exact" if moving <= FEW else "cg"
+    return {"names": names, "method": method, "seed": run.seed,
+            **{key: options[key] for key in ("product", "damping", "steps")}}
+
+
+def curvature_batches(run: Run) -> Held:
+    """The training samples whose mean loss is the curvature's: `curvature_samples`, by the seed."""
+    data = run.data
+    count = min(run.options["curvature_samples"], len(data.real))
     rows = np.sort(np.random.default_rng(run.seed).permutation(len(data.real))[:count])
-    return names, Held(Passes(data.loader(data.real.take(rows), train=False)))
+    return Held(Passes(data.loader(data.real.take(rows), train=False)))
 
 
-def validation_images(val: ImageTable, share: float, seed: int) -> ImageTable:
-    """That share of each cell (y, a), rounded, drawn by the seed; a smaller one is part of a
-    larger one. All of them, in their order, where share is 1. UserError where a cell is empty."""
+def validation_part(val: Table, share: float, seed: int) -> Table:
+    """That share of each group (y, a), rounded, drawn by the seed; a smaller one is part of a
+    larger one. All of them, in their order, where share is 1. UserError where a group is empty."""
     counts = {cell: round(share * count) for cell, count in val.counts().items()}
     drawn = draw_cells(val, counts, seed)
     check_groups(torch.from_numpy(drawn.y), torch.from_numpy(drawn.a))

@@ -51,7 +51,6 @@ from models import METHODS  # noqa: E402
 from models.backbones import build  # noqa: E402
 from utils.config import config_of  # noqa: E402
 from utils.engine import predictions  # noqa: E402
-from utils.records import list_digest  # noqa: E402
 from utils.run import Run  # noqa: E402
 
 STAGES = ("decode once", "pretrain", "three gradients", "finetune", "test")
@@ -199,7 +198,7 @@ def make_data(flags: argparse.Namespace, folder: Path) -> tuple[Data, argparse.N
     given += ["--device", flags.device, "--workers", flags.cores]
     values = train.parser().parse_args([str(value) for value in given])
     config = train.complete(config_of(vars(values)))
-    pool, digests = copied_pool(splits.train, folder / "pool"), {"real": list_digest(splits.train)}
+    pool, digests = copied_pool(splits.train, folder / "pool"), {"real": splits.train.digest()}
     return Data(splits, pool, config, SEED, digests=digests), config
 
 

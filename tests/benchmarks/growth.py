@@ -45,7 +45,6 @@ from models.backbones import build  # noqa: E402
 from models.method import Method  # noqa: E402
 from utils.config import config_of  # noqa: E402
 from utils.recipe import Recipe  # noqa: E402
-from utils.records import list_digest  # noqa: E402
 
 SIZES = {"images": (150, 300, 600), "seeds": (1, 2, 4), "parameters": (18, 34, 50)}
 ON_GPU = SIZES | {"images": (5000, 10000, 20000)}
@@ -92,7 +91,7 @@ def seeds(count: int, flags: argparse.Namespace, folder: Path) -> dict[str, floa
     values = train.parser().parse_args([str(value) for value in given])
     config = train.complete(config_of(vars(values)))
     parts = {"real": splits.train, "val": splits.val, "test": splits.test}
-    digests = {name: list_digest(table) for name, table in parts.items()}
+    digests = {name: table.digest() for name, table in parts.items()}
     erm = {"erm": METHODS["erm"]}
     experiment = train.Experiment(config, erm, {"erm": {}}, splits, None, digests)
     began = time.perf_counter()

@@ -41,7 +41,6 @@ from models.selection import SENSITIVE_TO_BIAS  # noqa: E402
 from utils.config import config_of  # noqa: E402
 from utils.engine import predictions  # noqa: E402
 from utils.metrics import fairness_metrics  # noqa: E402
-from utils.records import list_digest  # noqa: E402
 from utils.run import Run  # noqa: E402
 
 PRECISIONS = ("fp32", "bf16")
@@ -68,7 +67,7 @@ def one_seed(
     models, figures = {}, {}
     for precision in PRECISIONS:
         config = settings(flags, splits, folder, precision)
-        digests = {"real": list_digest(splits.train)}
+        digests = {"real": splits.train.digest()}
         data = Data(splits, pool, config, seed, digests=digests)
         place = folder / f"{precision}{seed}"
         place.mkdir()

@@ -1,32 +1,19 @@
 """The methods FairIF is compared with in its Tables 1 to 5: one file and one line each.
 
-Each `train(problem)` returns a trained module x -> logit [N, 1]; the protected labels it was not
-granted are -1 in the problem it gets.
+All are trained by the setting's recipe and the best epoch is kept by validation accuracy, as with
+ERM, so that rows differ in the algorithm alone; the papers' optimisers differ from each other. The
+features that CFair's adversaries, DOMIND's heads and ARL's adversary share are the inputs of the
+backbone's output layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from models.fairif.baselines.arl import ARL
+from models.fairif.baselines.cfair import CFair
+from models.fairif.baselines.domind import DOMIND
+from models.fairif.baselines.fairsmote import FairSMOTE
+from models.fairif.baselines.influence import Influence
 
-from torch import nn
-
-from models.fairif.baselines import arl, cfair, domind, fairsmote, influence
-from models.fairif.problem import Problem
-
-
-class Baseline(NamedTuple):
-    """title: its name in the paper's tables. uses_attributes: "none", "validation" or "train"."""
-
-    title: str
-    uses_attributes: str
-    train: Callable[[Problem], nn.Module]
-
-
-BASELINES: dict[str, Baseline] = {
-    "cfair": Baseline("CFair", "train", cfair.train),
-    "domind": Baseline("DOMIND", "train", domind.train),
-    "arl": Baseline("ARL", "none", arl.train),
-    "fairsmote": Baseline("FairSMOTE", "train", fairsmote.train),
-    "influence": Baseline("Influence", "validation", influence.train),
+BASELINES = {
+    "cfair": CFair, "domind": DOMIND, "arl": ARL, "fairsmote": FairSMOTE, "influence": Influence,
 }

@@ -1,34 +1,16 @@
-"""ARL, adversarially reweighted learning (Lahoti et al., NeurIPS 2020). Sees no protected labels.
-
-The learner minimises and a linear adversary g(x, y) maximises, over batches of m samples,
-
-    mean of lambda_i * CE_i,  lambda_i = 1 + m * sigmoid(g_i) / sum over the batch of sigmoid(g)
-
-The adversary's input is the features under the learner's last layer, frozen (for a logistic
-regression the inputs themselves), and y. Where a problem has a recipe, the learner is trained by it
-and the adversary by its optimiser, rate and batches, after the same warm-up.
-"""
+"""ARL, adversarially reweighted learning (Lahoti et al., NeurIPS 2020). Sees no protected labels."""
 
 from __future__ import annotations
-
-import itertools
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fairif.problem import Problem
-from models.fairif.training import pick
-from utils.errors import UserError
+from models.backbones import features_and_logits, head_of
+from models.method import Batch, Method
 
-BATCH = 512  # the paper's Adult and COMPAS settings, as are the two rates below
-LEARNER_LR = 0.01
-ADVERSARY_LR = 2.0  # Adult; COMPAS uses 0.001
-LARGE = 10_000  # training samples from which on Adult's adversary rate is used; a choice of ours
-ADVERSARY_LR_SMALL = 0.001
-STEPS = 3000  # not stated in the paper
-WARM_UP = 250  # steps of the learner alone
+# Adagrad's rate in the paper: 2 on Adult, 0.001 on COMPAS. Batches of the learner alone: not stated
+ADVERSARY_LR, WARM_UP = 0.001, 250
 
 
 def adversarial_weights(scores: Tensor) -> Tensor:
@@ -37,67 +19,70 @@ def adversarial_weights(scores: Tensor) -> Tensor:
     return 1 + len(scores) * share / share.sum()
 
 
-def new_adversary(features: int) -> nn.Linear:
-    """The linear adversary on so many features and y; equal weights until it has learned."""
-    adversary = nn.Linear(features + 1, 1)
-    nn.init.zeros_(adversary.weight)
-    nn.init.zeros_(adversary.bias)
-    return adversary
+class ARL(Method):
+    """A learner that minimises and a linear adversary that maximises the mean of lambda_i * CE_i.
 
-
-def adversary_scores(adversary: nn.Linear, features: Tensor, target: Tensor) -> Tensor:
-    """g(x, y), float [m], of frozen features, float [m, ...], and y as float [m]."""
-    return adversary(torch.cat([features.detach().flatten(1), target[:, None]], dim=1)).squeeze(1)
-
-
-def train(
-    problem: Problem,
-    steps: int = STEPS,
-    warm_up: int = WARM_UP,
-    batch: int = BATCH,
-    adversary_lr: float | None = None,
-) -> nn.Module:
-    """The learner after `steps` alternating Adagrad steps, the first `warm_up` with lambda = 1.
-
-    adversary_lr: None takes the paper's rate for Adult on large sets and for COMPAS on small ones.
-    Raises UserError where a loss is not finite.
+    lambda_i = 1 + m * sigmoid(g_i) / sum over the batch of sigmoid(g), g linear in (features, y).
+    The features are those under the learner's output layer at that step, frozen, so that no
+    gradient of the adversary reaches the learner; of a logistic regression they are the inputs, as
+    in the paper. lambda has mean 2, which doubles the loss after the warm-up.
+    `adversary_steps`: of the adversary, for one of the learner.
+    Departures: the setting's recipe for the learner, batches of the setting's size, and a warm-up
+    counted in batches. The adversary keeps the paper's Adagrad, with COMPAS's rate, as the
+    hundreds of features of a network add up in g.
     """
-    x, y = problem.train.x, problem.train.y
-    model = problem.build()
-    adversary = new_adversary(model[-1].in_features).to(model[-1].weight)
-    if adversary_lr is None:
-        adversary_lr = ADVERSARY_LR if len(y) >= LARGE else ADVERSARY_LR_SMALL
-    if problem.recipe:
-        adversary_step = torch.optim.Adam(adversary.parameters(), lr=problem.recipe.rate)
-    else:
-        adversary_step = torch.optim.Adagrad(adversary.parameters(), lr=adversary_lr)
-    numbers = itertools.count()
 
-    def learner_loss(rows: Tensor) -> Tensor:
-        """The learner's loss on a batch; the adversary takes its own step on the way."""
-        hidden = model[:-1](pick(x, rows))
-        target = y[rows].to(hidden)
-        losses = F.binary_cross_entropy_with_logits(
-            model[-1](hidden).squeeze(1), target, reduction="none"
+    paper_row = "ARL"
+    defaults = {"adversary_lr": ADVERSARY_LR, "adversary_steps": 1, "warm_up": WARM_UP}
+    ranges = {"adversary_lr": (0.0, 1e3), "adversary_steps": (1, 10**6), "warm_up": (0, 10**9)}
+
+    def setup(self) -> None:
+        super().setup()
+        head = head_of(self.model)
+        self.adversary = nn.Linear(head.in_features + 1, 1).to(head.weight)
+        nn.init.zeros_(self.adversary.weight)  # equal weights until it has learned
+        nn.init.zeros_(self.adversary.bias)
+        self.adversary_step = torch.optim.Adagrad(
+            self.adversary.parameters(), lr=self.options["adversary_lr"]
         )
-        if next(numbers) < warm_up:
-            return losses.mean()
-        weights = adversarial_weights(adversary_scores(adversary, hidden, target))
-        adversary_step.zero_grad()
-        (-(weights * losses.detach()).mean()).backward()
-        adversary_step.step()
-        return (losses * weights.detach()).mean()
+        self.batches_seen = 0
 
-    if problem.recipe:
-        return problem.minimise(model, learner_loss, len(y))
-    learner_step = torch.optim.Adagrad(model.parameters(), lr=LEARNER_LR)
-    epochs = math.ceil(steps / math.ceil(len(y) / batch))
-    loss = torch.zeros(())
-    for rows in itertools.islice(problem.batches(batch, epochs), steps):
-        learner_step.zero_grad()
-        loss = learner_loss(rows)
-        loss.backward()
-        learner_step.step()
-    if not math.isfinite(loss.item()):
-        raise UserError("ARL: the loss is not finite; lower the adversary's learning rate")
-    return model
+    def weights(self, features: Tensor, target: Tensor) -> Tensor:
+        """lambda [m] of frozen features [m, D] and y as numbers [m]; its graph is the adversary's.
+        """
+        seen = torch.cat([features.detach(), target[:, None]], dim=1)
+        return adversarial_weights(self.adversary(seen).squeeze(1))
+
+    def loss(self, batch: Batch) -> Tensor:
+        _, x, y, _ = batch
+        with self.precision(x):
+            features, logits = features_and_logits(self.model, x)
+        target = y.to(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        self.seen = features, target, losses.detach()
+        if self.batches_seen < self.options["warm_up"]:
+            return losses.mean()
+        return (losses * self.weights(features, target).detach()).mean()
+
+    def update(self, batch: Batch) -> Tensor:
+        loss = super().update(batch)
+        features, target, losses = self.seen  # as the learner's step found them
+        for _ in range(self.options["adversary_steps"]
+                       if self.batches_seen >= self.options["warm_up"] else 0):
+            self.adversary_step.zero_grad(set_to_none=True)
+            (-(self.weights(features, target) * losses).mean()).backward()
+            self.adversary_step.step()
+        self.batches_seen += 1
+        return loss
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {
+            "adversary": self.adversary.state_dict(),
+            "adversary_step": self.adversary_step.state_dict(), "batches_seen": self.batches_seen,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.adversary.load_state_dict(state["adversary"])
+        self.adversary_step.load_state_dict(state["adversary_step"])
+        self.batches_seen = state["batches_seen"]

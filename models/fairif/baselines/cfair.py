@@ -3,10 +3,7 @@
     balanced NLL(y) + mu * mean over classes j of the balanced NLL(a | features, y = j),
 
 one adversary per class behind a gradient reversal, every NLL weighted by the inverse frequency of
-its label (of a within y = j for the adversaries). On a logistic regression the features are the
-inputs: no gradient reaches anything the two terms share, and CFair is the class-balanced logistic
-regression, which is fitted exactly. Where a problem has a recipe, classifier and adversaries are
-trained by it and not by the settings below, mu excepted.
+its label (of a within y = j for the adversaries).
 """
 
 from __future__ import annotations
@@ -15,14 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fairif.problem import Problem
-from models.fairif.training import pick
+from models.backbones import features_and_logits, head_of
+from models.method import Batch, Method
 from utils.errors import UserError
-
-MU = 10.0  # weight of the adversaries; Adadelta, its rate, epochs and batch: the paper's Adult
-LR = 1.0
-EPOCHS = 100
-BATCH = 512
+from utils.run import Run
 
 
 class Reverse(torch.autograd.Function):
@@ -73,44 +66,49 @@ def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Ten
     return terms.sum() / (total > 0).sum()
 
 
-def objective(
-    logits: Tensor, hostile: Tensor, y: Tensor, a: Tensor, by_class: Tensor, by_group: Tensor,
-    mu: float,
-) -> Tensor:
-    """What a step minimises on m samples: the weighted NLL of y + mu * `adversary_loss`.
+class CFair(Method):
+    """The balanced error of y, and one linear adversary per class on the penultimate features.
 
-    logits: float [m]; hostile: float [m, 2], the adversaries' logits on reversed features; y, a:
-    int64 [m]; by_class, by_group: the samples' `label_weights`, float [m].
+    The features of a logistic regression are its inputs: no gradient reaches anything that the two
+    terms share, and CFair is the class-balanced logistic regression.
+    Departures: the setting's recipe, for the adversaries too, instead of Adadelta.
     """
-    losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
-    own = (by_class * losses).sum() / by_class.sum()
-    return own + mu * adversary_loss(hostile, y, a, by_group)
 
+    uses_attributes = "train"
+    paper_row = "CFair"
+    # The paper's Adult is 10, with Adadelta: there SGD with momentum lets the adversaries run away.
+    defaults = {"mu": 1.0}
+    ranges = {"mu": (0.0, 1e6)}
 
-def train(problem: Problem, mu: float = MU, epochs: int = EPOCHS, batch: int = BATCH) -> nn.Module:
-    """The classifier; on a logistic regression the class-balanced fit. Errors: balanced_weights."""
-    x, y, a = problem.train.x, problem.train.y, problem.train.a
-    model = problem.build()
-    by_class, by_group = (part.to(model[-1].weight) for part in label_weights(y, a))
-    if problem.convex:
-        return problem.fit(model, x, y, by_class / len(y))
-    adversaries = nn.Linear(model[-1].in_features, 2).to(by_class)
+    def __init__(self, model, recipe, *, by_class: Tensor, by_group: Tensor, **rest):
+        like = next(model.parameters())
+        # [n], weights of the training samples' y, and of their a within the class
+        self.by_class, self.by_group = by_class.to(like), by_group.to(like)
+        head = head_of(model)
+        self.adversaries = nn.Linear(head.in_features, 2).to(head.weight)
+        super().__init__(model, recipe, **rest)
 
-    def loss(rows: Tensor) -> Tensor:
-        hidden = model[:-1](pick(x, rows))
-        return objective(
-            model[-1](hidden).squeeze(1), adversaries(Reverse.apply(hidden)),
-            y[rows], a[rows], by_class[rows], by_group[rows], mu,
-        )
+    @classmethod
+    def arguments(cls, run: Run) -> dict:
+        y, a = torch.from_numpy(run.data.real.y), torch.from_numpy(run.data.real.a)
+        by_class, by_group = label_weights(y, a)
+        return {"by_class": by_class, "by_group": by_group}
 
-    if problem.recipe:
-        return problem.minimise(model, loss, len(y), adversaries.parameters())
-    parameters = [*model.parameters(), *adversaries.parameters()]
-    optimizer = torch.optim.Adadelta(parameters, lr=LR)
-    for rows in problem.batches(batch, epochs):
-        optimizer.zero_grad()
-        loss(rows).backward()
-        optimizer.step()
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise UserError("CFair: the training diverged; lower mu")
-    return model
+    def trained(self) -> list[nn.Parameter]:
+        return [*super().trained(), *self.adversaries.parameters()]
+
+    def loss(self, batch: Batch) -> Tensor:
+        index, x, y, a = batch
+        with self.precision(x):
+            features, logits = features_and_logits(self.model, x)
+        losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
+        by_class, hostile = self.by_class[index], self.adversaries(Reverse.apply(features))
+        own = (by_class * losses).sum() / by_class.sum()
+        return own + self.options["mu"] * adversary_loss(hostile, y, a, self.by_group[index])
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"adversaries": self.adversaries.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.adversaries.load_state_dict(state["adversaries"])

@@ -1,115 +1,117 @@
-"""FairSMOTE (Chakraborty et al., ESEC/FSE 2021): balance every cell (y, a). Sees a in training.
-
-Each cell is filled up to the largest with new samples. A new sample starts from a random parent of
-the cell and two different ones of its 5 nearest neighbours there; every attribute is changed with
-probability cr: a numeric one to parent + f * (neighbour 1 - neighbour 2), a categorical one to the
-value of one of the three. The one-hot columns of an attribute change together. The reference also
-removes samples by "situation testing"; as in the comparison of FairIF, that is not part of it here.
-The reference takes absolute values of numeric columns; they are standardised here, so it is not
-done. On images that are held as bytes every pixel's channel is a numeric attribute: neighbours are
-those in pixel space among all images of the cell, and new values are rounded and clipped to bytes.
-(Features of a trained network would be another choice; pixels need none, and the whole network
-learns from what is made.)
-"""
+"""FairSMOTE (Chakraborty et al., ESEC/FSE 2021): balance every group (y, a). Sees a in training."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.fairif.problem import Problem
-from utils.errors import UserError
-from utils.metrics import CELLS, group_index
-
-F = 0.8  # the paper's scale of the neighbours' difference
-CR = 0.8  # and its probability of a change
-NEIGHBOURS = 5
-PIECE = 2**22  # attributes changed at once; 16 MB each of draws and differences
-
-
-def nearest(x: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Indices int64 [R, count] of the nearest other rows of x, [n, D], nearest first."""
-    x = x if x.is_floating_point() else x.float()
-    result = []
-    for some in rows.split(1024):
-        distance = torch.cdist(x[some], x)
-        distance[torch.arange(len(some)), some] = torch.inf  # a sample is not its own neighbour
-        result.append(distance.topk(count, largest=False).indices)
-    return torch.cat(result)
+from datasets.array_loader import ArrayLoader
+from datasets.augment import crop_boxes, flip_mask, shuffled
+from datasets.base import ArrayTable, concat
+from datasets.edits import PairLoader
+from datasets.loader import Plan
+from models.fairif.baselines.smote import oversampled, pairs
+from models.features import penultimate
+from models.method import Batch, Method, bce, pretrained
+from utils.files import read_array, write_array
+from utils.run import Run
 
 
-def trios(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Rows int64 [3, count] of x, [n, D], n >= 3: random parents and two neighbours of each."""
-    parents = torch.randint(len(x), (count,), generator=generator)
-    unique, back = parents.unique(return_inverse=True)
-    near = nearest(x, unique, min(NEIGHBOURS, len(x) - 1))[back]
-    order = torch.rand(near.shape, generator=generator).argsort(dim=1)
-    return torch.stack([parents, *near.gather(1, order[:, :2]).T])
+class PartnerLoader(PairLoader):
+    """Batches of B images and their B partners, each pair cropped and flipped alike.
 
-
-def offspring(x: Tensor, count: int, blocks, generator: torch.Generator) -> Tensor:
-    """`count` new samples, [count, D], from a cell's samples x, [n, D], n >= 3, of its type.
-
-    x: float, or uint8. blocks: lists of columns that code one categorical attribute each; other
-    columns are numeric.
+    The table holds N images and then the N partners. A batch's x is float32 [2B, 3, H, W]: row
+    B + i is the partner of row i; index int64 [2B] are rows of the table. Every epoch takes each
+    image once; the last incomplete batch is dropped.
     """
-    trio = trios(x, count, generator)
-    numeric = sorted(set(range(x.shape[1])) - {column for block in blocks for column in block})
-    new = x[trio[0]]
-    for rows in torch.arange(count).split(max(1, PIECE // max(1, len(numeric)))):
-        change = torch.rand(len(rows), len(numeric), generator=generator) < CR
-        parent, first, second = (x[some][:, numeric] for some in trio[:, rows])
-        moved = between(parent, first, second)
-        new[rows[:, None], numeric] = torch.where(change, moved, parent)
-    for block in blocks:
-        change = torch.rand(count, generator=generator) < CR
-        pick = torch.randint(3, (count,), generator=generator)
-        chosen = torch.where(change, pick, 0)
-        new[:, list(block)] = x[trio[chosen, torch.arange(count)]][:, list(block)]
-    return new
+
+    def pairs(self, k: int) -> np.ndarray:
+        """int64 [batches, 2, B]: the rows of epoch k."""
+        size = self.batch_size // 2
+        image = shuffled(self.seed, k, self.images)[: len(self) * size]
+        rows = np.stack([image, image + self.images])  # [2, batches * B]
+        return rows.reshape(2, len(self), size).transpose(1, 0, 2)
+
+    def plan(self, k: int) -> Plan:
+        rows = self.pairs(k).reshape(-1)
+        height, width = self.store.sizes[rows].T
+        image = rows % self.images  # the mixture is one image: its parts share their random draws
+        boxes = crop_boxes(self.seed, k, image, height, width, self.min_crop)
+        return Plan(rows, boxes, flip_mask(self.seed, k, image))
 
 
-def between(parent: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """parent + F * (first - second), of the inputs' type; bytes are rounded and clipped."""
-    if parent.is_floating_point():
-        return parent + F * (first - second)
-    moved = parent.float() + F * (first.float() - second.float())
-    return moved.round().clamp(0, 255).to(parent.dtype)
+class FairSMOTE(Method):
+    """ERM after every group (y, a) was filled up to the largest with new samples of its own.
 
-
-def missing(y: Tensor, a: Tensor) -> list[int]:
-    """How many samples each cell lacks of the largest one, in the order of CELLS.
-
-    y, a: int64 [n]. Raises UserError for a cell of fewer than three, which has no two neighbours.
+    They are drawn once, so the training set is fixed; an epoch is as much longer. Rows of features
+    and digits: as in the paper (smote.py). A new photograph is (1 - s) * parent + s * neighbour,
+    pixel by pixel, s uniform in [0, 1) as in SMOTE: the parent is a random image of the group, the
+    neighbour one of its 5 nearest there in the penultimate features of the setting's ERM model;
+    both are cropped and flipped alike.
+    Departures: on photographs the paper's f * (neighbour 1 - neighbour 2), attribute by attribute,
+    leaves the range and shows two ghosts. Its removal of samples by "situation testing" is not
+    part of this comparison.
     """
-    counts = torch.bincount(group_index(y, a), minlength=4).tolist()
-    if min(counts) < 3:
-        cell = CELLS[counts.index(min(counts))]
-        raise UserError(
-            f"FairSMOTE: the training set has {min(counts)} samples with y = {cell[0]} and "
-            f"a = {cell[1]}; it needs at least 3"
+
+    stages = ("offspring", "train")
+    uses_attributes = "train"
+    paper_row = "FairSMOTE"
+
+    def __init__(self, model: nn.Module, recipe, *, share: np.ndarray | None, **rest):
+        # of photographs float32 [T]: the partner's part, s
+        self.share = share
+        if share is not None:
+            self.share = torch.from_numpy(share).to(next(model.parameters()).device)
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def offspring(cls, run: Run) -> None:
+        """Of photographs offspring.npy: parents and neighbours, rows int64 [2, M] of the training
+        set. New samples in memory are quicker to draw again than to read."""
+        if isinstance(run.data.real, ArrayTable):
+            return
+        with run.stage("offspring", "offspring.npy") as stage:
+            if not stage.finished:
+                erm, real = pretrained(replace(run, log=[])), run.data.real
+                features = penultimate(erm, run.data.loader(real, train=False))
+                found = pairs(torch.from_numpy(features), real.y, real.a, run.seed)
+                write_array(stage.folder / "offspring.npy", found)
+
+    @classmethod
+    def rows(cls, run: Run) -> np.ndarray:
+        """int64 [2, T]: the images of the training set and their partners; a real one is its own"""
+        made = read_array(run.folder / "offspring" / "offspring.npy", (2, None), np.int64)
+        real = np.arange(len(run.data.real))
+        return np.concatenate([np.stack([real, real]), made], axis=1)
+
+    @classmethod
+    def arguments(cls, run: Run) -> dict:
+        if isinstance(run.data.real, ArrayTable):
+            return {"share": None}
+        real, total = len(run.data.real), cls.rows(run).shape[1]
+        share = np.random.default_rng(run.seed).random(total - real, dtype=np.float32)
+        return {"share": np.concatenate([np.zeros(real, np.float32), share])}
+
+    @classmethod
+    def batches(cls, run: Run) -> PartnerLoader | ArrayLoader:
+        data, c = run.data, run.config
+        if isinstance(data.real, ArrayTable):
+            return data.loader(oversampled(data.real, run.seed), train=True)
+        images, partners = (data.real.take(rows) for rows in cls.rows(run))
+        return PartnerLoader(
+            concat([images, partners], "images and their partners"), len(images), c.batch_size,
+            image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
+            workers=c.workers, min_crop=c.min_crop, pools=data.pools,
         )
-    return [max(counts) - count for count in counts]
 
-
-def oversampled(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y, a of the training set and the new samples, all four cells of equal size, on the CPU.
-
-    Raises UserError as `missing`.
-    """
-    x, y, a = (part.cpu() for part in (problem.train.x, problem.train.y, problem.train.a))
-    generator = torch.Generator().manual_seed(problem.seed)
-    xs, ys, sensitive = [x], [y], [a]
-    for (label, protected), lack in zip(CELLS, missing(y, a), strict=True):
-        if lack:
-            cell = x[(y == label) & (a == protected)]
-            xs.append(offspring(cell, lack, problem.blocks, generator))
-            ys.append(torch.full((lack,), label))
-            sensitive.append(torch.full((lack,), protected))
-    return torch.cat(xs), torch.cat(ys), torch.cat(sensitive)
-
-
-def train(problem: Problem) -> nn.Module:
-    """The model fitted on the oversampled training set. Raises UserError as `oversampled`."""
-    x, y, _ = (part.to(problem.train.x.device) for part in oversampled(problem))
-    return problem.fit(problem.build(), x, y, torch.full((len(y),), 1 / len(y)).double())
+    def loss(self, batch: Batch) -> Tensor:
+        if self.share is None:
+            return super().loss(batch)
+        index, x, y, _ = batch
+        (image, partner), (index, _), (y, _) = x.chunk(2), index.chunk(2), y.chunk(2)
+        share = self.share[index].view(-1, *[1] * (x.ndim - 1))
+        with self.precision(x):
+            return bce(self.network, torch.lerp(image, partner, share), y)

@@ -7,8 +7,7 @@ u^T x:
     min sum x   subject to   f^T x <= -beta * |gap|,   u^T x <= gamma * (sum of the negative u_i)
 
 and the model is trained again with weights (1 - x_i) / n. The reference needs a commercial solver,
-here it is scipy's HiGHS. On networks the inverse Hessian is a conjugate-gradient solution with
-Gauss-Newton products, as FairIF's; where a problem has a recipe, with FairIF's own settings.
+here it is scipy's HiGHS.
 """
 
 from __future__ import annotations
@@ -31,9 +30,19 @@ from models.fairif.hessian import (
     logits_of,
 )
 from models.fairif.influence import gap_gradients, loss_derivatives
-from models.fairif.problem import Problem
+from models.fairif.method import (
+    FairIF,
+    Passes,
+    curvature_batches,
+    gradient_norm,
+    inverse_settings,
+    relaxation_of,
+)
 from models.fairif.relaxation import Relaxation
 from utils.errors import UserError
+from utils.files import read_array, write_array, write_json
+from utils.records import read_record
+from utils.run import Run
 
 BETA = 0.9  # share of the gap to close
 GAMMA = 0.2  # share of the largest possible gain in validation loss to reach
@@ -81,7 +90,7 @@ class Influences(NamedTuple):
     residual: Tensor
 
 
-def batch_influences(
+def influences(
     model: nn.Module,
     train: Iterable[Batch],
     val: Iterable[Batch],
@@ -90,7 +99,8 @@ def batch_influences(
     names: Sequence[str] | None = None,
     **inverse,
 ) -> Influences:
-    """Influences of the n training samples; arguments and errors as for `influence.influence`."""
+    """Influences of the n training samples; arguments and errors as for
+    `models.fairif.influence.influence`."""
     gaps, gradients = gap_gradients(model, val, relaxation, names)
     vectors = torch.stack([gradients[0], loss_gradient(model, val, names)])
     solved = inverse_hvp(model, curvature, vectors, names=names, **inverse)
@@ -99,13 +109,6 @@ def batch_influences(
     change = change / change.shape[1]
     sign = 1.0 if gaps[0] >= 0 else -1.0
     return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu())
-
-
-def influences(model: nn.Module, problem: Problem) -> Influences:
-    """`batch_influences` of a problem in memory."""
-    train, val = (problem.blocks_of(samples) for samples in (problem.train, problem.val))
-    curvature, settings = problem.curvature()
-    return batch_influences(model, train, val, Relaxation("sigmoid", 1.0), curvature, **settings)
 
 
 def loss_gradient(
@@ -125,13 +128,57 @@ def loss_gradient(
     return total / samples
 
 
-def train(problem: Problem, beta: float = BETA, gamma: float = GAMMA) -> nn.Module:
-    """The retrained model. Raises UserError as `removal`, and for a missing validation cell."""
-    x, y = problem.train.x, problem.train.y
-    erm = problem.erm
-    if erm is None:
-        erm = problem.fit(problem.build(), x, y, problem.uniform())
-    found = influences(erm, problem)
-    removed = removal(found.fair, found.utility, found.gap, beta, gamma).x
-    weights = (1 - torch.from_numpy(removed)) / len(y)
-    return problem.fit(problem.build(), x, y, weights)
+class Influence(FairIF):
+    """ERM again on weights 1 - x, x in [0, 1] from the linear programme.
+
+    Everything else is FairIF's: stage one, the inverse of the curvature and its options, and stage
+    two. `gap_share`, `loss_share`: the programme's beta, of the gap in TPR, and gamma, of the
+    largest possible gain in validation loss; both are halved while it has no solution.
+    Departures: the paper's is an L2 logistic regression with an exact Hessian; FairIF's Table 5
+    leaves this method out as too expensive.
+    """
+
+    paper_row = "Influence"
+    defaults = {
+        "gap_share": BETA, "loss_share": GAMMA,
+        **{name: value for name, value in FairIF.defaults.items()
+           if name not in ("strength", "penalty", "validation_share")},
+        "temperature": 1.0,  # the paper's relaxation is the probability itself
+    }
+    ranges = {
+        **{name: FairIF.ranges[name] for name in defaults if name in FairIF.ranges},
+        "gap_share": (0.0, 10.0), "loss_share": (0.0, 1.0),
+    }
+
+    @classmethod
+    def weigh(cls, erm: nn.Module, run: Run) -> tuple[Tensor, dict]:
+        options = run.options
+        with run.stage("programme", "weights.npy", "influence.json") as stage:
+            if not stage.finished:
+                found, norm = run_influences(erm, run)
+                removed = removal(
+                    found.fair, found.utility, found.gap, options["gap_share"],
+                    options["loss_share"],
+                )
+                write_array(stage.folder / "weights.npy", 1 - removed.x)
+                write_json(stage.folder / "influence.json", {
+                    "gap": found.gap, "solved_gap_share": removed.beta,
+                    "solved_loss_share": removed.gamma, "removed": removed.x.sum(),
+                    "predicted": found.gap + found.fair @ removed.x,
+                    "residual": found.residual.tolist(), "gradient_norm": norm,
+                })
+        weights = read_array(stage.folder / "weights.npy", (len(run.data.real),))
+        return torch.from_numpy(weights), read_record(stage.folder / "influence.json", "gap")
+
+
+def run_influences(erm: nn.Module, run: Run) -> tuple[Influences, float]:
+    """Influences of the n training samples, and the gradient norm of stage one over the
+    curvature's. Raises UserError as `influences` does."""
+    data, curvature = run.data, curvature_batches(run)
+    found = influences(
+        erm,
+        Passes(data.loader(data.real, train=False)),
+        Passes(data.loader(data.val, train=False, attributes=True)),
+        relaxation_of(run), curvature, **inverse_settings(erm, run),
+    )
+    return found, gradient_norm(erm, curvature, run.config.pretrain.weight_decay)

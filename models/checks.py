@@ -1,0 +1,117 @@
+"""Flags that contradict each other, the dataset or the network: what argparse cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from datasets import Dataset
+from datasets.base import Table
+from models import CHOICES
+from models.method import Method
+from models.selection import CRITERIA, resolve_k
+from utils import launcher
+from utils.blocks import require_block
+from utils.config import Config
+from utils.errors import UserError
+from utils.events import require_tensorboard
+from utils.files import is_plain_name
+from utils.options import check_compiler, check_device
+from utils.reporting import tables
+
+TAKEN = ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit")
+DRAWN = ("size", "minority", "rule", "test_size")  # flags of how image sets are drawn
+
+
+def check_flags(
+    config: Config, methods: Mapping[str, type[Method]], dataset: Dataset, names: list[str]
+) -> None:
+    """Raise UserError for flags that cannot be meant, before any data is read.
+
+    config: complete. names: of the backbone's parameter tensors.
+    """
+    _check_folders(config)
+    _check_data(config, methods, dataset)
+    _check_table(config, methods)
+    launcher.check(config.launcher, config.slurm)
+    # a job has its own device, and decides for itself what is the default
+    check_device(config.device, here=config.launcher != "slurm")
+    if config.compile:
+        check_compiler()
+    if config.tensorboard:
+        require_tensorboard()
+    if config.criterion not in CRITERIA:
+        raise UserError(f"--criterion {config.criterion} is unknown; choose from "
+                        f"{', '.join(CRITERIA)}")
+    if config.optimizer == "lbfgs" and config.batch_size is not None:
+        raise UserError("--optimizer lbfgs needs the whole training set at once: give "
+                        "--batch-size all")
+    for name, method in methods.items():
+        resolve_k(replace(config, **method.overrides).top_k, len(names))
+        for block in method.blocks:
+            require_block(block, names, f"--methods {name}: {config.backbone}")
+
+
+def check_samples(tables_: Mapping[str, Table], config: Config) -> None:
+    """Raise UserError where a training table has fewer samples than a batch."""
+    for table in tables_.values():
+        if config.batch_size is not None and len(table) < config.batch_size:
+            raise UserError(
+                f"{table.name} gives {len(table)} images, fewer than a batch: lower "
+                f"--batch-size {config.batch_size} or raise --size or --synthetic-ratio"
+            )
+
+
+def _check_folders(config: Config) -> None:
+    single = len(config.methods) == 1 and config.methods[0] not in CHOICES
+    for flag, value, what in (("--name", config.name, "names one run"),
+                              ("--paper-row", config.paper_row, "is one method's row")):
+        if value is not None and not single:
+            raise UserError(f"{flag} {what}: give a single method with --methods")
+    for flag, parts in (("--setting", config.setting.split("/")),
+                        ("--name", [config.name or "run"])):
+        if not all(is_plain_name(part) for part in parts):
+            raise UserError(f"{flag} must be a plain folder name, without '..' or a leading '/'")
+    if config.name in TAKEN:
+        raise UserError(f"--name '{config.name}' is taken or empty; choose another")
+
+
+def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Dataset) -> None:
+    if (config.target is None) != (config.protected is None):
+        raise UserError("--target and --protected belong together: give both or neither")
+    given = [key for key in DRAWN if getattr(config, key) != getattr(Config, key)]
+    if dataset.in_memory:
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} draws photographs, and "
+                            f"--dataset {config.dataset} is taken whole: leave it out")
+        for name, method in methods.items():
+            if method.needs_synthetic() or method.needs_edits:
+                raise UserError(f"--methods {name} learns from synthetic images, and --dataset "
+                                f"{config.dataset} has none: leave that row out")
+    else:
+        if config.batch_size is None:
+            raise UserError(f"--batch-size all is for samples in memory, not for the images of "
+                            f"{config.dataset}: give a number")
+        if config.size is None and {"minority", "rule"} & set(given):
+            raise UserError("--size all takes the images as they are: leave out --minority and "
+                            "--rule")
+    for name, method in methods.items():
+        if method.uses_attributes == "validation" and config.val == "none":
+            raise UserError(
+                f"--val none: {name} needs validation images with group labels; use --val official"
+            )
+
+
+def _check_table(config: Config, methods: Iterable[str]) -> None:
+    known = {*methods, *config.methods, config.name}
+    setting = config.results / config.setting
+    row = None if config.no_tables else config.baseline  # of one job, the table's rows are unknown
+    if row and row not in known and not (setting / row).exists():
+        raise UserError(f"--baseline {row} is no row of this table: name one of "
+                        f"{', '.join(sorted(filter(None, known)))}")
+    if config.paper_table is not None:
+        where = (config.dataset, config.target, config.protected)
+        try:  # an unknown table; a row that the paper does not have is none of ours alone
+            tables.paper_row(config.paper_table, config.paper_row or "", *where)
+        except UserError as error:
+            raise UserError(f"--paper-table {config.paper_table}: {error}") from None

@@ -1,0 +1,204 @@
+"""What a command of train.py runs: its rows, options and data, checked before the first epoch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from datasets import DATASETS
+from datasets.base import ImageTable, Splits, save_list
+from datasets.edits import load_edits
+from datasets.image_store import open_store
+from datasets.mixing import Data
+from datasets.synthetic import load_synthetic
+from models import CHOICES, METHODS
+from models.backbones import BACKBONES, initial_weights, parameter_names
+from models.checks import check_flags, check_samples
+from models.method import Method
+from utils.config import Config
+from utils.engine import accuracy, predictions, save_torch
+from utils.errors import UserError
+from utils.events import events_of
+from utils.files import write_atomic, write_json
+from utils.metrics import fairness_metrics, to_json
+from utils.options import options_of
+from utils.reporting.paper import own_row
+from utils.run import Run
+
+
+def rows_of(config: Config) -> dict[str, type[Method]]:
+    """The methods to be run by name, a choice's candidates in its place, each once."""
+    names = [row for name in config.methods
+             for row in (CHOICES[name].rows if name in CHOICES else (name,))]
+    return {name: METHODS[name] for name in dict.fromkeys(names)}
+
+
+def complete(config: Config) -> Config:
+    """The configuration with everything decided that depends on the machine, the dataset or the
+    backbone. Raises UserError for wrong flags."""
+    for flag, given, known in (("--methods", config.methods, [*METHODS, *CHOICES]),
+                               ("--dataset", [config.dataset], DATASETS),
+                               ("--backbone", [config.backbone], BACKBONES)):
+        for name in given:
+            if name not in known:
+                raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
+    if config.device == "auto":
+        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+    if config.precision == "auto":
+        on_gpu = config.device.startswith("cuda")
+        config = replace(config, precision="bf16" if on_gpu else "fp32")
+    if config.target is None and config.protected is None:
+        target, protected = DATASETS[config.dataset].attributes
+        config = replace(config, target=target, protected=protected)
+    config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
+    with torch.device("meta"):  # the names without the numbers
+        names = parameter_names(BACKBONES[config.backbone](None))
+    check_flags(config, rows_of(config), DATASETS[config.dataset], names)
+    return config
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A command's configuration and methods, and their options."""
+
+    config: Config
+    methods: Mapping[str, type[Method]]
+    options: Mapping[str, dict]
+
+    def splits(self, seed: int) -> Splits:
+        """The real samples of a run; every seed's are the same without --data-seed run."""
+        return self._splits(seed if self.config.data_seed == "run" else self.config.data_seed)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a command holds one experiment
+    def _splits(self, seed: int) -> Splits:
+        c = self.config
+        return DATASETS[c.dataset](
+            c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
+            seed=seed, val=c.val, test_size=c.test_size,
+        )
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
+    def _edited(self, splits: Splits) -> ImageTable | None:
+        if not any(method.needs_edits for method in self.methods.values()):
+            return None
+        if self.config.edits is None:
+            raise UserError(
+                "--edits is missing: edit the training images with python -m stable_diffusion.edit "
+                "and give their folder, or leave out the method that needs them"
+            )
+        return load_edits(self.config.edits, splits.train)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
+    def _digests(self, splits: Splits) -> dict[str, str]:
+        tables = {"real": splits.train, "val": splits.val, "test": splits.test,
+                  "edited": self._edited(splits)}
+        return {key: table.digest() for key, table in tables.items() if table is not None}
+
+    @functools.cache  # noqa: B019 - as above
+    def synthetic(self, prompt_set: str) -> tuple[ImageTable, str]:
+        """The synthetic images of a prompt set, and their digest."""
+        root = self.config.synthetic_root
+        if root is None:
+            raise UserError(
+                "--synthetic-root is missing: generate images with "
+                "stable_diffusion/generation.sh and give their folder"
+            )
+        table = load_synthetic(root, self.config.target, self.config.protected, prompt_set)
+        return table, table.digest()
+
+    def data(self, method: type[Method], seed: int) -> Data:
+        """The data of one method and seed, with all labels; rows of the same flags share them."""
+        return self._data(tuple(method.overrides.items()), method.needs_synthetic(), seed)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - as above; the synthetic sets are drawn once
+    def _data(self, overrides: tuple, with_synthetic: bool, seed: int) -> Data:
+        splits, config, pool = self.splits(seed), replace(self.config, **dict(overrides)), None
+        digests = self._digests(splits)
+        if with_synthetic:
+            pool, digest = self.synthetic(config.prompt_set)
+            digests = {**digests, "synthetic": digest}
+        return Data(splits, pool, config, seed, edited=self._edited(splits), digests=digests)
+
+
+def prepare(config: Config) -> Experiment:
+    """The experiment, its data and their sizes checked before the first hour of training."""
+    config = complete(config)
+    methods = rows_of(config)
+    experiment = Experiment(config, methods, options_of(config.set, methods))
+    for method in methods.values():  # of the first seed: the others' are as large
+        check_samples(method.tables(experiment.data(method, config.seeds[0])), config)
+    return experiment
+
+
+def make_run(experiment: Experiment, name: str, seed: int) -> Run:
+    """One method and seed, with the labels that the method may see."""
+    config, method = experiment.config, experiment.methods[name]
+    data = experiment.data(method, seed)
+    own, options = data.config, {**method.defaults, **experiment.options[name]}
+    lists = {f"{key}_list": data.digests.get(key) for key in ("real", "val", "test")}
+    if method.needs_synthetic():
+        lists["synthetic_list"] = data.digests["synthetic"]
+    if method.needs_edits:
+        lists["edited_list"] = data.digests["edited"]
+    row = config.paper_row or own_row(config.paper_table, method.paper_row)
+    notes = {"uses_attributes": method.uses_attributes}
+    if config.paper_table:
+        notes |= {"paper_table": config.paper_table, "paper_row": row}
+    changed = [key for key, value in options.items() if value != method.defaults[key]]
+    if changed:
+        notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
+    identity = own.identity(finetune=method.needs_synthetic())
+    return Run(
+        config.results / config.setting / (config.name or name) / f"seed{seed}", own,
+        data.seen_by(method.uses_attributes), seed,
+        # a setting's sub-settings share its pre-trained models
+        config.results / config.setting.split("/")[0] / "shared", options,
+        {**identity, **lists, **options, "method": name, "seed": seed}, notes,
+    )
+
+
+def execute(run: Run, method: type[Method], data: Data) -> None:
+    """One run, from its configuration to `done`. data: with all labels, for the test."""
+    config, folder = run.config, run.folder
+    board = config.results / config.setting / "tensorboard" / folder.parent.name / folder.name
+    with run.open() as finished, events_of(run, board if config.tensorboard else None):
+        if finished:
+            run.finish()
+            print(f"{folder}: finished, reused", flush=True)
+            return
+        if twin := run.adopt(run.shared.parent):
+            print(f"{folder}: the same as {twin}, copied", flush=True)
+            return
+        began = time.monotonic()
+        used = method.tables(run.data)
+        for table in filter(None, (data.val, data.test, *used.values())):
+            if isinstance(table, ImageTable):  # one that cannot be decoded stops here
+                open_store(table, config.store_dir, pools=data.pools)
+        for name, table in method.tables(data).items():
+            save_list(table, folder / f"{name}.csv")
+        trained = method.run(run)
+        write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in run.log))
+        validation = None
+        if data.val is not None:
+            validation = {"acc": accuracy(trained, data.loader(data.val, train=False))}
+        test = data.loader(data.test, train=False)  # read once, after everything was chosen
+        metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
+        write_json(folder / "metrics.json", {
+            "test": to_json(metrics), "validation": validation,
+            "selected_epoch": run.log[-1]["kept"],
+        })
+        save_torch(folder / "classifier.pt", {
+            "model": trained.model.state_dict(), "backbone": config.backbone,
+            "target": config.target, "image_size": config.image_size,
+        })
+        run.finish()
+        print(
+            f"{folder}: ACC {metrics['acc']:.2%}  WST {metrics['wst']:.2%}  worst-case EO "
+            f"{metrics['eo_worst']:.2%}  ({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
