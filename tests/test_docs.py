@@ -10,7 +10,8 @@ from test_tables import SETTING, write_run
 from utils.errors import UserError
 from utils.records import environment, processor
 from utils.reporting import __main__ as reporting
-from utils.reporting.docs import BLOCK, DOCUMENTS, refresh
+from utils.reporting.docs import BLOCK, DOCUMENTS, refresh, table
+from utils.reporting.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = """Words before.
@@ -61,6 +62,16 @@ Commit def5678 and abc1234; A Processor; seeds 1 (erm); 1, 2 (aim_fair).
 <!-- end -->
 """
     assert refresh(new, results)[0] == new
+
+
+def test_fairifs_figures_are_those_of_its_paper(tmp_path):
+    config = made() | {"target": "Blond_Hair", "paper_table": "fairif-5", "paper_row": "FairIF"}
+    for seed, correct in ((1, (9, 18, 18, 8)), (2, (8, 18, 17, 9))):
+        write_run(tmp_path / "fairif" / f"seed{seed}", correct, config=config)
+    assert table(Results(tmp_path)).frame.to_dict("records") == [{
+        "in %": "fairif", "ACC ±": "87.50 ± 1.18 [95.37]", "AD ±": "5.00 ± 2.36 [3.81]",
+        "AOD ±": "6.25 ± 1.77 [12.20]", "EOD ±": "7.50 ± 3.54 [31.45]",
+    }]
 
 
 @pytest.mark.parametrize("broken", [

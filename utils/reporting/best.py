@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from utils.errors import UserError
 from utils.files import write_atomic, write_json
@@ -41,11 +42,6 @@ def validation_accuracies(results: Results, rows: Sequence[str]) -> dict[str, di
     return found
 
 
-def choose(accuracies: dict[str, dict[int, float]]) -> str:
-    """The row of the highest mean over seeds; of equal ones the first."""
-    return max(accuracies, key=lambda row: sum(accuracies[row].values()) / len(accuracies[row]))
-
-
 def write_best(setting_dir: Path, rows: list[str], name: str, paper_row: str | None) -> str:
     """Write <setting>/<name>/seed<k>/ with the chosen row's metrics; returns that row's name.
 
@@ -53,7 +49,8 @@ def write_best(setting_dir: Path, rows: list[str], name: str, paper_row: str | N
     UserError where the folder holds anything but an earlier selection.
     """
     results = Results(setting_dir)
-    chosen = choose(accuracies := validation_accuracies(results, rows))
+    accuracies = validation_accuracies(results, rows)
+    chosen = max(rows, key=lambda row: fmean(accuracies[row].values()))  # of equal ones the first
     earlier = {results.runs[name][seed] for seed, config in results.configs.get(name, {}).items()
                if "selected" in config}
     for path in (setting_dir / name).glob("*"):

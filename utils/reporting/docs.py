@@ -20,9 +20,16 @@ import pandas as pd
 
 from utils.errors import UserError
 from utils.files import write_atomic
-from utils.reporting.paper import OUR_EO
+from utils.reporting.paper import FAIRIF, OUR_EO
 from utils.reporting.results import Results
-from utils.reporting.section import TITLES, Section, number, plus_minus
+from utils.reporting.section import (
+    FAIRIF_FIGURES,
+    TABLE_FIGURES,
+    TITLES,
+    Section,
+    number,
+    plus_minus,
+)
 from utils.reporting.tables import collect
 
 DOCUMENTS = ("README.md", "docs/results.md")
@@ -56,21 +63,25 @@ def refresh(text: str, results: Path) -> tuple[str, list[str], list[str]]:
 
 
 def table(results: Results) -> Section:
-    """Means over seeds as the papers compute them, [the paper's figure], EO worst with its spread.
+    """The figures of the paper that the setting belongs to, with [the paper's], and below it
+    commit, processor and seeds of the runs.
 
-    Below: commit, processor and seeds of the runs.
+    AIM-Fair's are computed as in its tables, its EO worst with the spread over seeds; FairIF's are
+    all means with their spread.
     """
-    rows = []
-    for row in collect(results).to_dict("records"):
-        eo = OUR_EO.get(row["paper_eo_definition"])
-        cells = {name: number(row[f"{name}_table"]) for name in ("acc", "wst", "eo_mean", "std")}
-        cells["eo_worst"] = plus_minus(row["eo_worst_mean"], row["eo_worst_std"])
-        for name in cells:
-            printed = row.get(f"paper_{'eo' if name == eo else name}", math.nan)
-            cells[name] += "" if math.isnan(printed) else f" [{number(printed)}]"
-        rows.append({"in %": row["method"], **{
-            f"{TITLES[name]} ±" if name == "eo_worst" else TITLES[name]: cells[name]
-            for name in ("acc", "wst", "eo_worst", "eo_mean", "std")}})
+    rows, records = [], collect(results).to_dict("records")
+    fairif = any(str(row["paper_table"]).startswith(FAIRIF) for row in records)
+    figures, spread = (FAIRIF_FIGURES,) * 2 if fairif else (TABLE_FIGURES, ("eo_worst",))
+    for row in records:
+        line = {"in %": row["method"]}
+        for name in figures:
+            held = "eo" if name == OUR_EO.get(row["paper_eo_definition"]) else name
+            printed = row.get(f"paper_{held}", math.nan)
+            cell = (plus_minus(row[f"{name}_mean"], row[f"{name}_std"]) if name in spread
+                    else number(row[f"{name}_table"]))
+            paper = "" if math.isnan(printed) else f" [{number(printed)}]"
+            line[TITLES[name] + (" ±" if name in spread else "")] = cell + paper
+        rows.append(line)
     return Section(frame=pd.DataFrame(rows), lines=[provenance(results)])
 
 

@@ -29,17 +29,6 @@ from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.results import Results
 
 
-def _draw_curves(axis: Axes, curves: pd.DataFrame, index: int, method: str) -> None:
-    """curves: a column a seed, a row an epoch; NaN where a seed did not reach it."""
-    look = {"color": COLOURS[index % len(COLOURS)],
-            "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
-    if curves.shape[1] > 1:
-        axis.plot(curves.index, curves, linewidth=0.7, alpha=0.35, **look)
-    mean = curves.mean(axis=1).dropna()
-    marker = "o" if len(mean) == 1 else None  # a single epoch has no line to see
-    axis.plot(mean.index, mean, linewidth=1.8, marker=marker, label=method, **look)
-
-
 def training_curves(results: Results) -> Figure | None:
     """Loss and validation accuracy against epoch, one column a stage: each seed thin, mean thick.
 

@@ -80,24 +80,18 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)]) + "\n"
 
 
-def number(value: float, sign: bool = False, digits: int = 2) -> str:
+def number(value: float, sign: bool = False) -> str:
     """Two decimals; NaN is n/a; no minus zero."""
-    if math.isnan(value):
-        return "n/a"
-    return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+    return "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:{'+' if sign else ''}.2f}"
 
 
-def plus_minus(mean: float, spread: float, digits: int = 2) -> str:
-    """Mean ± standard deviation."""
-    if math.isnan(mean):
-        return "n/a"
-    return f"{number(mean, digits=digits)} ± {number(spread, digits=digits)}"
+def plus_minus(mean: float, spread: float) -> str:
+    return "n/a" if math.isnan(mean) else f"{number(mean)} ± {number(spread)}"
 
 
-def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
+def interval(mean: float, low: float, high: float) -> str:
     """A difference with its sign and its [interval]."""
-    mean, low, high = (number(value, sign=True, digits=digits) for value in (mean, low, high))
-    return f"{mean} [{low}, {high}]"
+    return f"{number(mean, sign=True)} [{number(low, sign=True)}, {number(high, sign=True)}]"
 
 
 def _emphasis(cells: Sequence[str], higher_is_better: bool) -> Callable[[str], str]:
