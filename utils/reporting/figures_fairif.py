@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.metrics import CELLS, group_index
+from utils.metrics import CELLS
 from utils.reporting.figure_style import COLOURS
 from utils.reporting.results import Results
 
@@ -68,9 +68,10 @@ def _show(axis: Axes, path: str) -> None:
 
 def _cell_means(axis: Axes, runs: list[tuple]) -> None:
     """Mean weight of each cell (y, a), over the seeds, with each seed's own as a dot."""
-    groups = [group_index(table["y"], table["a"]).to_numpy() for _, table in runs]
-    means = np.array([[_mean(weights[group == g]) for g in range(len(CELLS))]
-                      for (weights, _), group in zip(runs, groups, strict=True)])  # [seeds, 4]
+    members = [[(table[["y", "a"]] == cell).all(axis=1).to_numpy() for cell in CELLS]
+               for _, table in runs]  # an image whose label is unknown is in none
+    means = np.array([[_mean(weights[group]) for group in groups]
+                      for (weights, _), groups in zip(runs, members, strict=True)])  # [seeds, 4]
     places = np.arange(len(CELLS))
     height = means.mean(axis=0)
     bars = axis.bar(places, height - 1, bottom=1, color=COLOURS[0], width=0.7)  # 1 is ERM's
@@ -80,7 +81,7 @@ def _cell_means(axis: Axes, runs: list[tuple]) -> None:
         axis.plot(np.tile(places, len(runs)), means.ravel(), "o", color="black", markersize=3)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.ticklabel_format(axis="y", useOffset=False)
-    counts = np.bincount(groups[0], minlength=len(CELLS))
+    counts = [group.sum() for group in members[0]]
     axis.set_xticks(places, [f"{y}, {a}\nn={n}" for (y, a), n in zip(CELLS, counts, strict=True)])
     axis.grid(axis="x", visible=False)
     axis.set_title("mean weight of a cell (y, a)", fontsize=9)
