@@ -1,4 +1,4 @@
-"""FairIF's Figure 2: the training images that its weights raise and lower most, and by cell."""
+"""FairIF's Figure 2: the training images that its weights raise and lower most, and by group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = "weights.npy"
 
 
 def weighted_images(results: Results, method: str, images) -> Figure | None:
-    """Two rows of ten images, those weighted most and least, and the mean weight of every cell.
+    """Two rows of ten images, those weighted most and least, and the mean weight of every group.
 
     images: the setting's training images (`paths`), which the run folders hold by name only. The
     images are those of the first seed, the bars the mean over seeds, the dots the seeds. A weight
@@ -49,7 +49,7 @@ def weighted_images(results: Results, method: str, images) -> Figure | None:
             axis.set_title(f"{y}, {a}\n{weights[row]:.{digits}f}", fontsize=8)
         axes[0].set_ylabel(f"weighted {word}")
     faces.suptitle("training images: y, a and weight", fontsize=9)
-    _cell_means(panel.subplots(), runs)
+    _group_means(panel.subplots(), runs)
     return figure
 
 
@@ -66,8 +66,8 @@ def _show(axis: Axes, path: str) -> None:
         axis.imshow(np.full((1, 1, 3), 255, np.uint8))
 
 
-def _cell_means(axis: Axes, runs: list[tuple]) -> None:
-    """Mean weight of each cell (y, a), over the seeds, with each seed's own as a dot."""
+def _group_means(axis: Axes, runs: list[tuple]) -> None:
+    """Mean weight of each group (y, a), over the seeds, with each seed's own as a dot."""
     members = [[(table[["y", "a"]] == cell).all(axis=1).to_numpy() for cell in CELLS]
                for _, table in runs]  # an image whose label is unknown is in none
     means = np.array([[_mean(weights[group]) for group in groups]
@@ -84,7 +84,7 @@ def _cell_means(axis: Axes, runs: list[tuple]) -> None:
     counts = [group.sum() for group in members[0]]
     axis.set_xticks(places, [f"{y}, {a}\nn={n}" for (y, a), n in zip(CELLS, counts, strict=True)])
     axis.grid(axis="x", visible=False)
-    axis.set_title("mean weight of a cell (y, a)", fontsize=9)
+    axis.set_title("mean weight of a group (y, a)", fontsize=9)
     axis.margins(y=0.15)
 
 

@@ -126,7 +126,8 @@ def _one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> pd.Series |
     """The row that fits, None where none does. Raises UserError where several do."""
     if len(rows) > 1:
         raise UserError(
-            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; name another --paper-row"
+            f"{len(rows)} rows of utils/reporting/paper_tables/{name}.csv fit {given}; name "
+            "another --paper-row"
         )
     return rows.iloc[0] if len(rows) else None
 
@@ -139,8 +140,8 @@ def impossible(figures: Mapping[str, float]) -> bool:
 def eo_definition(table: str, row: str) -> str | None:
     """"worst", "mean" or "not stated": which equalized odds difference a paper row holds.
 
-    Only Table 8 fits equation 9 (the mean); the other four-cell rows fit the larger difference.
-    The competitors of Tables 1 and 2 come from another pipeline, without their group accuracies.
+    Only Table 8 fits equation 9 (the mean); other rows with group accuracies fit the larger
+    difference. The competitors of Tables 1 and 2 come from another pipeline, without them.
     None for FairIF's tables, which hold none.
     """
     number = table.split()[0]

@@ -32,18 +32,18 @@ CAPTIONS = {
     "selected_tensors": "Tensors that the mask selects, by block and one by one",
     "freezing_one_block": "Fine-tuning with one block frozen",
     "updating_one_block": "Fine-tuning of one block alone",
-    "fairif_weights": "Training images weighted most and least, and the mean weight of each cell",
+    "fairif_weights": "Training images weighted most and least, and the mean weight of each group",
     "top_k": "Accuracy and fairness against k",
     "tsne": "t-SNE of the test images' features by target and protected attribute",
-    "generated_images": "Generated images by prompt set and cell: the first of each",
+    "generated_images": "Synthetic images by prompt set and group: the first of each",
 }
 
 
 def write_contact_sheets(setting_dir: str | Path, tables: Mapping[str, Any]) -> list[Path]:
-    """Save sheets of images by cell as contact_sheets/<name>_<y>_<a>.jpg; return their paths.
+    """Save sheets of images by group as contact_sheets/<name>_<y>_<a>.jpg; return their paths.
 
     tables: {name: image table with paths, y and a}, None for one that there is not. A sheet shows
-    up to 16 images spread evenly over the rows of that cell; images whose protected label is
+    up to 16 images spread evenly over the rows of that group; images whose protected label is
     unknown are in none.
     """
     written = []
@@ -62,7 +62,7 @@ def write_contact_sheets(setting_dir: str | Path, tables: Mapping[str, Any]) -> 
 def _sheet(paths: Sequence[str]) -> bytes:
     """A JPEG of the images' middle squares, row by row; an unreadable one's place stays white.
 
-    Images that a run used can be read; of a pool of generated ones some may be unused and broken.
+    Images that a run used can be read; of a pool of synthetic ones some may be unused and broken.
     """
     rows = -(-len(paths) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, rows * THUMBNAIL), "white")

@@ -111,8 +111,8 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
     for numbers, methods in counts:
         owner = f" ({', '.join(methods)})" if len(counts) > 1 else ""
         cells = ", ".join(f"y={y} a={a}: {n}" for (y, a), n in zip(CELLS, numbers, strict=True))
-        empty = "; what needs an empty cell is n/a" if 0 in numbers else ""
-        lines.append(f"Test images per cell{owner}: {cells}{empty}.")
+        empty = "; what needs an empty group is n/a" if 0 in numbers else ""
+        lines.append(f"Test images per group{owner}: {cells}{empty}.")
     return Section(
         "As the paper's tables are computed",
         "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds.",
