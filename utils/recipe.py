@@ -34,7 +34,7 @@ class Recipe:
             return torch.optim.LBFGS(
                 parameters, lr=1.0, max_iter=2000, max_eval=2000, history_size=30,
                 # the largest entry, and a change that float64 does not resolve
-                tolerance_grad=1e-9, tolerance_change=1e-17, line_search_fn="strong_wolfe",
+                tolerance_grad=1e-8, tolerance_change=1e-17, line_search_fn="strong_wolfe",
             )
         return torch.optim.SGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,

@@ -1,7 +1,7 @@
 """The papers' own figures, from paper_tables/: a row of one of their tables, in percent.
 
-A table is named as AIM-Fair numbers it ("3", "8 (ViT-S/32)"), or "fairif-5" and "fairif-11" for the
-image tables of FairIF. FairIF's paper prints some figures that cannot be: AOD is half the sum of
+A table is named as AIM-Fair numbers it ("3", "8 (ViT-S/32)"), or "fairif-1" to "fairif-5" and
+"fairif-11" as FairIF does. FairIF's paper prints some figures that cannot be: AOD is half the sum of
 two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
 nothing is compared with them.
 """
@@ -24,10 +24,16 @@ FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's
 CELL_FIGURES = ("g00", "g01", "g10", "g11")
 OUR_EO = {"worst": "eo_worst", "mean": "eo_mean"}  # which of ours stands beside its EO
 FAIRIF = "fairif-"
-FAIRIF_TABLES = ("5", "11")  # in absolute figures, on images
+FAIRIF_TABLES = ("1", "2", "3", "4", "5", "11")  # in absolute figures
 FAIRIF_SETTINGS = {  # (dataset, target, protected) -> its name in FairIF's tables
     ("celeba", "Blond_Hair", "Male"): "CelebA",
     ("fairface", "Male", "White"): "FairFace",
+    ("adult", "income", "sex"): "Adult",
+    ("german", "credit", "sex"): "German",
+    ("compas", "recidivism", "race"): "COMPAS",
+    ("ci_mnist_size", "even", "red"): "group size",
+    ("ci_mnist_shift", "even", "red"): "group distribution",
+    ("ci_mnist_class", "even", "red"): "class size",
 }
 IMPOSSIBLE = "AOD < EOD / 2"
 
@@ -110,8 +116,7 @@ def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]
     name = FAIRIF_SETTINGS.get(setting)
     if number not in FAIRIF_TABLES:
         raise UserError(
-            f"of FairIF's tables {' and '.join(FAIRIF_TABLES)} can stand beside runs on images, "
-            f"not {number}"
+            f"FairIF's tables of figures are {', '.join(FAIRIF_TABLES)}, not {number}"
         )
     rows = rows[(numbers == number) & (rows["setting"] == name) & (rows["row"] == row)]
     found = _one(rows, "fairif", {"table": number, "row": row, "setting": name or setting})
