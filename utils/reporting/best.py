@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from utils.errors import UserError
-from utils.files import write_atomic, write_json
+from utils.files import write_json
 from utils.reporting.results import Results
 
 
@@ -62,6 +62,5 @@ def write_best(setting_dir: Path, rows: list[str], name: str, paper_row: str | N
         folder = setting_dir / name / f"seed{seed}"
         config = results.configs[chosen][seed] | {"selected": selected}
         write_json(folder / "config.json", config | {"paper_row": paper_row or None})
-        metrics = results.runs[chosen][seed] / "metrics.json"
-        write_atomic(folder / "metrics.json", metrics.read_bytes())
+        write_json(folder / "metrics.json", results.records[chosen][seed])
     return chosen

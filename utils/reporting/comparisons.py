@@ -56,11 +56,11 @@ def differences(results: Results, baseline: str) -> dict[str, dict[str, Paired]]
     if baseline not in results.metrics:
         raise UserError(
             f"--baseline {baseline} has no finished run; choose from {', '.join(results.metrics)}")
-    frame = results.frame
+    figures = {method: results.frame.loc[method] for method in results.metrics}  # a row a seed
     return {
-        method: {name: paired_difference(frame.loc[method, name].to_dict(),
-                                         frame.loc[baseline, name].to_dict()) for name in FIGURES}
-        for method in results.metrics if method != baseline
+        method: {name: paired_difference(frame[name].to_dict(), figures[baseline][name].to_dict())
+                 for name in FIGURES}
+        for method, frame in figures.items() if method != baseline
     }
 
 

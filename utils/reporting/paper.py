@@ -1,8 +1,8 @@
 """The papers' own figures, from paper_tables/: a row of one of their tables, in percent.
 
 A table is named as AIM-Fair numbers it ("3", "8 (ViT-S/32)"), or "fairif-1" to "fairif-5" and
-"fairif-11" as FairIF does. FairIF's paper prints some figures that cannot be: AOD is half the sum of
-two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
+"fairif-11" as FairIF does. FairIF's paper prints some figures that cannot be: AOD is half the sum
+of two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
 nothing is compared with them.
 """
 

@@ -112,7 +112,7 @@ class Results:
 
     def spread(self, method: str, figure: str) -> tuple[float, float]:
         """Mean and sample standard deviation over a method's seeds, in percent; NaN for one."""
-        values = self.frame.loc[method, figure]
+        values = self.frame[figure].loc[method]
         return float(values.mean(skipna=False)), float(values.std(skipna=False))
 
     @property

@@ -22,17 +22,7 @@ import pandas as pd
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.metrics import CELLS, table_style
-from utils.reporting import comparisons, masks, row_settings
-from utils.reporting.paper import (
-    CELL_FIGURES,
-    IMPOSSIBLE,
-    OUR_EO,
-    eo_definition,
-    impossible,
-    marks_of,
-    paper_row,
-)
-from utils.reporting.paper import FIGURES as PAPER_FIGURES
+from utils.reporting import comparisons, masks, paper, row_settings
 from utils.reporting.results import Results
 from utils.reporting.section import (
     FIGURES,
@@ -78,22 +68,22 @@ def _paper_columns(
     wanted = {tuple(config.get(key) for key in keys) for config in configs}
     if len(wanted) > 1:
         raise UserError(f"the seeds of {method} differ in {', '.join(keys)}; separate them")
-    figures = dict.fromkeys((*PAPER_FIGURES, *CELL_FIGURES), math.nan)
+    figures = dict.fromkeys((*paper.FIGURES, *paper.CELL_FIGURES), math.nan)
     labels: dict[str, Any] = dict.fromkeys(
         ("paper_table", "paper_row", "paper_eo_definition", "paper_note", "paper_marks")
     )
     table, row, *where = wanted.pop() if wanted else (None,) * len(keys)
-    printed = None if table is None or row is None else paper_row(str(table), row, *where)
+    printed = None if table is None or row is None else paper.paper_row(str(table), row, *where)
     if printed is not None:  # where the paper has no such row or pair, ours stands alone
         figures |= printed
-        definition = eo_definition(str(table), row)
-        note = f"impossible: {IMPOSSIBLE}" if impossible(figures) else None
+        definition = paper.eo_definition(str(table), row)
+        note = f"impossible: {paper.IMPOSSIBLE}" if paper.impossible(figures) else None
         labels = {"paper_table": str(table), "paper_row": row, "paper_eo_definition": definition,
-                  "paper_note": note, "paper_marks": marks_of(str(table), row, *where)}
-    column = {name: name for name in PAPER_FIGURES}
-    column["eo"] = OUR_EO.get(labels["paper_eo_definition"])
+                  "paper_note": note, "paper_marks": paper.marks_of(str(table), row, *where)}
+    column = {name: name for name in paper.FIGURES}
+    column["eo"] = paper.OUR_EO.get(labels["paper_eo_definition"])
     difference = {f"difference_{name}": ours.get(f"{column[name]}_table", math.nan) - figures[name]
-                  for name in PAPER_FIGURES}
+                  for name in paper.FIGURES}
     if labels["paper_note"]:
         difference |= dict.fromkeys(("difference_aod", "difference_eod"), math.nan)
     return labels | {f"paper_{name}": value for name, value in figures.items()} | difference
