@@ -169,7 +169,6 @@ table3() {
 table4() {
   train table4 --paper-table 4 --methods best_random random_mask best_update best_freeze \
     aim_fair_cosine aim_fair aim_fair_frozen_batch_norm --baseline aim_fair
-  after utils.reporting.masks "$RESULTS/$FOLDER/table4"
 }
 # trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
 # contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row, and the images
@@ -217,7 +216,7 @@ rates() { train rates --methods $BEST_RATE --baseline $RATE; }
 figure1() {  # accuracy against EO and WST of every strategy
   table3
   table4
-  after utils.reporting.plots "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
+  after utils.reporting "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
 figure2() {  # freezing one block: rows of Table 4
   train figure2 --methods full_finetuning freeze_stem freeze_layer1 freeze_layer2 freeze_layer3 \
@@ -233,17 +232,16 @@ figure5() {  # top-k; the paper's best is 55. Cost: 13 each
 figure6() {
   train figure6 --methods erm data_supplementation aim_fair
   after models.tsne "$RESULTS/$FOLDER/figure6" --data-root "$DATA_ROOT" --store-dir "$DATA/store"
-  after utils.reporting.report "$RESULTS/$FOLDER/figure6"
+  after utils.reporting "$RESULTS/$FOLDER/figure6"
 }
 figure7() { grids; }  # the paper's: SETTING=celeba PROTECTED=Young, and SETTING=utkface
 grids() {  # the images by group and prompt set, of the sets that there are
   run -m stable_diffusion.grids "$SYNTHETIC" --target "$TARGET" --protected "$PROTECTED" \
     --out "$RESULTS/$FOLDER/figures" "$@"
-  [ ! -e "$RESULTS/$FOLDER/report.html" ] || run -m utils.reporting.report "$RESULTS/$FOLDER"
+  [ ! -e "$RESULTS/$FOLDER/report.html" ] || run -m utils.reporting "$RESULTS/$FOLDER"
 }
 figure8() {  # where the selected tensors lie; the paper: mostly in early layers
   train figure8 --methods aim_fair
-  after utils.reporting.masks "$RESULTS/$FOLDER/figure8"
 }
 
 # --- FairIF's tables and figures -----------------------------------------------------------------

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.events import require_tensorboard
 from utils.files import is_plain_name
 from utils.options import check_compiler, check_device
-from utils.reporting import tables
+from utils.reporting.paper import paper_row
 
 TAKEN = ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit")
 DRAWN = ("size", "minority", "rule", "test_size")  # flags of how image sets are drawn
@@ -112,6 +112,6 @@ def _check_table(config: Config, methods: Iterable[str]) -> None:
     if config.paper_table is not None:
         where = (config.dataset, config.target, config.protected)
         try:  # an unknown table; a row that the paper does not have is none of ours alone
-            tables.paper_row(config.paper_table, config.paper_row or "", *where)
+            paper_row(config.paper_table, config.paper_row or "", *where)
         except UserError as error:
             raise UserError(f"--paper-table {config.paper_table}: {error}") from None

@@ -34,9 +34,10 @@ from models.features import Features, run_config, run_features
 from utils.errors import UserError, exit_cleanly
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
+from utils.reporting.comparisons import paired_difference
 from utils.reporting.figure_style import STYLE, Axes, Figure, plt, save
-from utils.reporting.table_text import aligned
-from utils.reporting.tables import paired_difference, run_folders
+from utils.reporting.results import Results
+from utils.reporting.section import aligned
 
 FOLDS, NEIGHBOURS = 5, 15
 PROBES = {
@@ -143,7 +144,7 @@ def _scatter(axis: Axes, places: np.ndarray, shown: Features, names: tuple[str, 
 
 def select_runs(setting: Path, rows: list[str], seeds: list[int] | None) -> dict:
     """{row: {seed: run folder}} of the seeds given, or that all rows have; UserError without."""
-    folders = run_folders(setting)
+    folders = Results(setting).runs
     for row in rows:
         if row not in folders:
             raise UserError(

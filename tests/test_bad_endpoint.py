@@ -23,7 +23,7 @@ from prompts import build
 from stable_diffusion import audit, generate
 from utils.errors import exit_cleanly
 from utils.preemption import PREEMPTION
-from utils.reporting import plots, tables
+from utils.reporting import __main__ as reporting
 
 
 @pytest.fixture(autouse=True)
@@ -198,14 +198,13 @@ def writers(tmp_path: Path, pipeline: Path) -> dict:
     return {
         "generate": (generate.main, images),
         "build": (build.main, prompt_flags),
-        "tables": (tables.main, [tmp_path / "setting"]),
-        "plots": (plots.main, [tmp_path / "setting"]),
+        "reporting": (reporting.main, [tmp_path / "setting"]),
         "store": (exit_cleanly(lambda _: open_store(table, tmp_path / "out")), []),
         "demo": (exit_cleanly(lambda _: demo.unpack(tmp_path / "out")), []),
     }  # fmt: skip
 
 
-WRITERS = ("generate", "build", "tables", "plots", "store", "demo")
+WRITERS = ("generate", "build", "reporting", "store", "demo")
 
 
 @pytest.mark.parametrize("command", WRITERS)

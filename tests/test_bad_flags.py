@@ -18,7 +18,7 @@ from prompts import build
 from prompts import check as prompts_check
 from stable_diffusion import audit, generate
 from utils.preemption import PREEMPTION
-from utils.reporting import plots, tables
+from utils.reporting import __main__ as reporting
 
 CELLS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
 PROMPTS = {
@@ -244,9 +244,9 @@ OTHERS = [
      "--out"),
     (build.main, ["--target", "Smiling", "--protected", "Male", "--model", "m", "--base-url",
                   "ftp://user:password@host/v1", "--out", "x.json"], "--base-url"),
-    (tables.main, ["nowhere"], "nowhere"),
-    (tables.main, ["file"], "file"),
-    (plots.main, ["nowhere"], "nowhere"),
+    (reporting.main, ["nowhere"], "nowhere"),
+    (reporting.main, ["file"], "file"),
+    (reporting.main, [], "--docs"),
 ]  # fmt: skip
 
 

@@ -21,9 +21,9 @@ from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
 from utils.reporting import paper
 from utils.reporting.figures_fairif import methods_with_weights, weighted_images
+from utils.reporting.results import Results
 from utils.reporting.tables import collect, write_summary
 
-ROOT = Path(__file__).resolve().parents[1]
 CELEBA = ("celeba", "Blond_Hair", "Male")
 FAIRFACE = ("fairface", "Male", "White")
 
@@ -42,7 +42,7 @@ def write_run(folder: Path, correct: tuple, **config) -> None:
 
 
 def test_exactly_the_known_rows_are_impossible():
-    table = pd.read_csv(ROOT / "paper_tables" / "fairif.csv")
+    table = paper.printed("fairif")
     found = set()
     for number in paper.FAIRIF_TABLES:
         rows = table[table["table"].str.startswith(f"{number} ")]
@@ -92,7 +92,7 @@ def test_summary_stands_beside_fairifs_paper_and_marks_the_impossible(tmp_path):
     assert lines["cfair"][3] == "12.50 / 19.54 / -7.04"
     assert "\\* impossible as printed (AOD < EOD / 2)" in section
     assert "Beside the paper" not in text
-    frame = collect(tmp_path / "s").set_index("method")
+    frame = collect(Results(tmp_path / "s")).set_index("method")
     assert frame.paper_note["fairif"] == "impossible: AOD < EOD / 2"
     assert frame.paper_aod["fairif"] == pytest.approx(12.2)
     assert math.isnan(frame.difference_aod["fairif"]) and pd.isna(frame.paper_note["cfair"])
@@ -155,7 +155,7 @@ def weighted(tmp_path):
 
 def test_figure_2_shows_the_extremes_and_the_mean_of_each_cell(weighted):
     setting, table = weighted
-    figure = weighted_images(setting, "fairif", table)
+    figure = weighted_images(Results(setting), "fairif", table)
     *faces, panel = figure.axes
     assert len(faces) == 20
     assert [axis.get_title() for axis in (faces[0], faces[1], faces[10])] == [
@@ -172,21 +172,21 @@ def test_figure_2_shows_the_extremes_and_the_mean_of_each_cell(weighted):
 
 def test_figure_2_is_not_drawn_of_other_images_or_without_weights(weighted):
     setting, table = weighted
-    assert weighted_images(setting, "fairif", table.take(range(23))) is None
-    assert weighted_images(setting, "erm", table) is None
+    assert weighted_images(Results(setting), "fairif", table.take(range(23))) is None
+    assert weighted_images(Results(setting), "erm", table) is None
     for seed in (1, 2):
         np.save(setting / "fairif" / f"seed{seed}" / "weights.npy", np.ones(24))
-    assert weighted_images(setting, "fairif", table) is None
+    assert weighted_images(Results(setting), "fairif", table) is None
     for content in (np.ones(3), None):
         path = setting / "fairif" / "seed1" / "weights.npy"
         path.write_bytes(b"") if content is None else np.save(path, content)
         with pytest.raises(UserError, match="seed1"):
-            weighted_images(setting, "fairif", table)
-    assert methods_with_weights(setting) == ["fairif"]
+            weighted_images(Results(setting), "fairif", table)
+    assert methods_with_weights(Results(setting)) == ["fairif"]
     for seed in (1, 2):
         config = setting / "fairif" / f"seed{seed}" / "config.json"
         write_json(config, json.loads(config.read_text()) | {"method": "fairif_shuffled"})
-    assert methods_with_weights(setting) == []
+    assert methods_with_weights(Results(setting)) == []
 
 
 # --- backbones -----------------------------------------------------------------------------------

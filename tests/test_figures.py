@@ -10,6 +10,7 @@ from utils.files import write_json
 from utils.metrics import CELLS, fairness_metrics, to_json
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.plots import accuracy_against_eo, draw_all
+from utils.reporting.results import Results
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +33,10 @@ def write_run(folder, correct: tuple, **mask) -> None:
 def test_top_k_curve_shows_mean_and_spread_over_seeds(tmp_path):
     write_run(tmp_path / "aim_fair_k2" / "seed1", (5, 10, 10, 5), k=2, criterion="absolute")
     write_run(tmp_path / "aim_fair_k2" / "seed2", (7, 10, 10, 5), k=2, criterion="absolute")
-    assert top_k_curve(tmp_path) is None  # one k is no curve
+    assert top_k_curve(Results(tmp_path)) is None  # one k is no curve
     write_run(tmp_path / "aim_fair_k3" / "seed1", (8, 8, 8, 8), k=3, criterion="absolute")
     write_run(tmp_path / "cosine" / "seed1", (1, 1, 1, 1), k=3, criterion="cosine")
-    figure = top_k_curve(tmp_path)
+    figure = top_k_curve(Results(tmp_path))
     for axis, expected in zip(figure.axes, ([77.5, 80], [50, 80], [50, 0]), strict=True):
         line, _, (bars,) = axis.containers[0]
         assert list(line.get_xdata()) == [2, 3]
@@ -46,7 +47,7 @@ def test_top_k_curve_shows_mean_and_spread_over_seeds(tmp_path):
     assert np.ptp(bars[0][:, 1]) == pytest.approx(2 * spread)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2\n50%", "3\n75%"]
     write_run(tmp_path / "another_k3" / "seed1", (8, 8, 8, 8), k=3, criterion="absolute")
-    assert top_k_curve(tmp_path) is None  # two rows of the same k differ in something else
+    assert top_k_curve(Results(tmp_path)) is None  # two rows of the same k differ in something else
 
 
 def test_figure_1_shows_of_a_search_its_choice_alone(tmp_path):
@@ -56,16 +57,16 @@ def test_figure_1_shows_of_a_search_its_choice_alone(tmp_path):
             {"selected": {"row": "random_55", "from": ["random_40", "random_55"], "rule": "r"}}
             if name == "best_random" else {}
         ))
-    axis = accuracy_against_eo(tmp_path).axes[0]
+    axis = accuracy_against_eo(Results(tmp_path)).axes[0]
     assert axis.get_legend_handles_labels()[1] == ["erm (1)", "best_random: random_55 (1)"]
 
 
 def test_block_bars_are_in_network_order_with_references(tmp_path):
     write_run(tmp_path / "freeze_fc" / "seed1", (9, 9, 9, 6))
-    assert block_bars(tmp_path, "freeze_") is None
+    assert block_bars(Results(tmp_path), "freeze_") is None
     write_run(tmp_path / "freeze_stem" / "seed1", (8, 10, 10, 4))
     write_run(tmp_path / "aim_fair" / "seed1", (10, 10, 10, 10))
-    figure = block_bars(tmp_path, "freeze_")
+    figure = block_bars(Results(tmp_path), "freeze_")
     accuracy, worst, odds = figure.axes
     assert [label.get_text() for label in accuracy.get_xticklabels()] == ["stem", "fc"]
     for axis, heights in ((accuracy, [80, 82.5]), (worst, [40, 60]), (odds, [60, 30])):
@@ -74,7 +75,7 @@ def test_block_bars_are_in_network_order_with_references(tmp_path):
         assert low <= min(heights) and max(heights) <= high
     (reference,) = (line for line in accuracy.lines if line.get_label() == "aim_fair")
     assert reference.get_ydata()[0] == 100
-    assert block_bars(tmp_path, "update_") is None
+    assert block_bars(Results(tmp_path), "update_") is None
 
 
 def test_figure_1_joins_several_settings(tmp_path):
@@ -82,7 +83,8 @@ def test_figure_1_joins_several_settings(tmp_path):
     write_run(tmp_path / "table4" / "erm" / "seed1", (9, 9, 9, 9))  # table3's is drawn
     for number in range(8):  # more than there are colours
         write_run(tmp_path / "table4" / f"random_{number}" / "seed1", (number, 10, 10, 10))
-    odds, worst = accuracy_against_eo(tmp_path / "table3", tmp_path / "table4").axes
+    settings = [Results(tmp_path / "table3"), Results(tmp_path / "table4")]
+    odds, worst = accuracy_against_eo(*settings).axes
     labels = odds.get_legend_handles_labels()[1]
     assert len(labels) == 9 and "erm (1)" in labels
     place = labels.index("erm (1)")
@@ -90,7 +92,7 @@ def test_figure_1_joins_several_settings(tmp_path):
     assert worst.collections[place].get_offsets().tolist() == [[50, 75]]
     looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in odds.containers}
     assert len(looks) == 9
-    figure = accuracy_against_eo(tmp_path / "table3", tmp_path / "table4")
+    figure = accuracy_against_eo(*settings)
     sizes = [figure.legends[0].get_window_extent(), figure.bbox]
     assert sizes[0].x0 >= sizes[1].x0 and sizes[0].x1 <= sizes[1].x1
     names = {path.name for path in draw_all(tmp_path / "table4", [tmp_path / "table3"])}

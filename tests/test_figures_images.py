@@ -97,7 +97,7 @@ def test_the_command_writes_the_figures_and_names_what_is_missing(root, tmp_path
     write_json(out.parent / "erm" / "seed1" / "config.json", {})
     (out.parent / "summary.md").write_text("# results\n")
     page = write_report(out.parent).read_text()
-    assert page.count("<figure class=\"plot\">") == 2 and "Generated images by prompt set" in page
+    assert page.count("<figure class=\"plot\">") == 2 and "Synthetic images by prompt set" in page
 
 
 def test_prompts_and_images_are_counted(root, tmp_path):

@@ -67,7 +67,8 @@ def test_scripts_are_checked_out_with_line_feeds(tmp_path):
     clone = tmp_path / "clone"
     subprocess.run(["git", "-c", "core.autocrlf=true", "clone", "-q", "--depth", "1",
                     f"file://{ROOT}", str(clone)], check=True)
-    for pattern in ("**/*.sh", "prompts/*.json", "paper_tables/*", "stable_diffusion/**/*.json"):
+    for pattern in ("**/*.sh", "prompts/*.json", "**/paper_tables/*",
+                    "stable_diffusion/**/*.json"):
         files = [file for file in clone.glob(pattern) if file.is_file()]
         assert files
         assert [file for file in files if b"\r\n" in file.read_bytes()] == []

@@ -6,18 +6,17 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 
+from utils.blocks import block_of
 from utils.errors import UserError
 from utils.files import write_json
 from utils.metrics import fairness_metrics, to_json
 from utils.reporting.plots import (
     accuracy_against_eo,
-    block_of,
-    main,
-    read_curves,
-    read_masks,
+    draw_all,
     selected_tensors,
     training_curves,
 )
+from utils.reporting.results import Results
 
 NAMES = ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.bias", "fc.weight")
 
@@ -41,23 +40,23 @@ def write_metrics(folder, prediction, y=(0, 0, 1, 1), a=(0, 1, 0, 1)):
     write_json(folder / "metrics.json", {"test": to_json(fairness_metrics(prediction, y, a))})
 
 
-def test_curves_of_a_log(tmp_path):
-    write_log(tmp_path, [1.0, 0.5])
-    write_log(tmp_path / "last", [0.25], val_acc=None, stage="pretrain")
-    curve = read_curves(tmp_path / "log.jsonl")["finetune"]
-    assert curve == {1: (1.0, 0.75), 2: (0.5, 0.75)}
-    loss, val_acc = read_curves(tmp_path / "last" / "log.jsonl")["pretrain"][1]
-    assert loss == 0.25
-    assert math.isnan(val_acc)
-    (tmp_path / "log.jsonl").write_text('{"stage": "fine')
+def test_the_log_of_all_runs(tmp_path):
+    write_log(tmp_path / "erm" / "seed2", [1.0, 0.5])
+    write_log(tmp_path / "jtt" / "seed1", [0.25], val_acc=None, stage="pretrain")
+    first, _, last = Results(tmp_path).log.to_dict("records")
+    assert first == {"method": "erm", "seed": 2, "stage": "finetune", "epoch": 1, "loss": 1.0,
+                     "val_acc": 0.75, "seconds": 1.0}
+    assert (last["method"], last["stage"], last["loss"]) == ("jtt", "pretrain", 0.25)
+    assert math.isnan(last["val_acc"])
+    (tmp_path / "erm" / "seed2" / "log.jsonl").write_text('{"stage": "fine')
     with pytest.raises(UserError, match=r"log\.jsonl is damaged"):
-        read_curves(tmp_path / "log.jsonl")
+        Results(tmp_path).log  # noqa: B018
 
 
 def test_training_curves_show_every_seed_and_the_mean(tmp_path):
     write_log(tmp_path / "erm" / "seed1", [1.0, 0.5])
     write_log(tmp_path / "erm" / "seed2", [0.5, 0.25, 0.125])  # one epoch further
-    loss, accuracy = training_curves(tmp_path).axes
+    loss, accuracy = training_curves(Results(tmp_path)).axes
     assert loss.get_title() == "finetune"
     drawn = [list(line.get_ydata()) for line in loss.lines]
     assert drawn[-1] == [0.75, 0.375, 0.125]
@@ -69,14 +68,14 @@ def test_selected_tensors_count_by_block_and_by_seed(tmp_path):
     for seed, chosen in ((1, NAMES[:3]), (2, NAMES[1:2])):
         mask = {name: name in chosen for name in NAMES}
         write_json(tmp_path / "aim_fair" / f"seed{seed}" / "mask.json", {"tensors": mask, "k": 3})
-    masks = read_masks(tmp_path, "aim_fair")
+    masks = Results(tmp_path).tensors("aim_fair")
     top, bottom = selected_tensors(masks, "aim_fair").axes
     assert [bar.get_height() for bar in top.patches] == [50, 75, 0]
     assert [text.get_text() for text in top.texts] == ["0.5 of 1", "1.5 of 2", "0 of 1"]
     assert [bar.get_height() for bar in bottom.patches] == [50, 100, 50, 0]
     write_json(tmp_path / "aim_fair" / "seed3" / "mask.json", {"tensors": {"other": True}})
     with pytest.raises(UserError, match=r"seed3/mask\.json"):
-        read_masks(tmp_path, "aim_fair")
+        Results(tmp_path).tensors("aim_fair")
 
 
 @pytest.mark.parametrize(
@@ -99,28 +98,24 @@ def test_block_of(tensor, block):
 
 def test_accuracy_against_eo_leaves_out_what_is_undefined(tmp_path):
     write_log(tmp_path / "erm" / "seed1", [1.0])
-    assert accuracy_against_eo(tmp_path) is None
+    assert accuracy_against_eo(Results(tmp_path)) is None
     write_metrics(tmp_path / "erm" / "seed1", (0, 1, 1, 1))
     write_metrics(tmp_path / "jtt" / "seed1", (0, 1), y=(0, 1), a=(0, 1))  # two empty cells
-    axis = accuracy_against_eo(tmp_path).axes[0]
+    axis = accuracy_against_eo(Results(tmp_path)).axes[0]
     assert axis.get_legend_handles_labels()[1] == ["erm (1)"]
     assert axis.collections[0].get_offsets().tolist() == [[100, 75]]
 
 
-def test_command_line(tmp_path, capsys):
+def test_what_the_runs_allow_is_drawn(tmp_path):
     folder = tmp_path / "aim_fair" / "seed1"
     folder.mkdir(parents=True)
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path)])
-    assert stop.value.code == 2
-    assert "train first" in capsys.readouterr().err
+    assert draw_all(tmp_path) == []
     write_log(folder, [1.0, 0.5], val_acc=None)
     write_metrics(folder, (0, 1, 1, 1))
     write_json(folder / "mask.json", {"tensors": dict.fromkeys(NAMES, True)})
-    main([str(tmp_path)])
     names = ("training_curves", "accuracy_against_eo", "selected_tensors_aim_fair")
-    for name in names:
-        png, pdf = (tmp_path / "figures" / f"{name}.{kind}" for kind in ("png", "pdf"))
-        assert png.read_bytes().startswith(b"\x89PNG")
-        assert pdf.read_bytes().startswith(b"%PDF")
-    assert len(list((tmp_path / "figures").iterdir())) == 2 * len(names)
+    written = [tmp_path / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
+    assert draw_all(tmp_path) == written
+    assert sorted((tmp_path / "figures").iterdir()) == sorted(written)
+    for path in written:
+        assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix])

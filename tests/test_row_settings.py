@@ -9,7 +9,7 @@ import tiny
 import train
 from models import backbones
 from utils.preemption import PREEMPTION
-from utils.reporting.row_settings import protected_labels, row_settings, sentences
+from utils.reporting.row_settings import lines, row_settings
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
 
@@ -31,11 +31,13 @@ def test_rows_are_named_by_what_sets_them_apart():
         "jtt": {"upweight": "10 (default 50)"},
         "half": {"size": "12"},
     }
-    assert sentences(rows) == (
-        "\nSettings of cosine: criterion cosine.\n"
-        "\nSettings of jtt: upweight 10 (default 50).\n"
-        "\nSettings of half: size 12.\n"
-    )
+    rows["best"]["selected"] |= {"from": ["random_40", "random_55"], "rule": "by lot"}
+    assert lines(rows) == [
+        "Settings of cosine: criterion cosine.",
+        "Settings of jtt: upweight 10 (default 50).",
+        "Settings of half: size 12.",
+        "best is random_40, chosen of 2 rows (random_40, random_55): by lot.",
+    ]
 
 
 def test_without_a_usual_value_every_row_names_its_own():
@@ -47,12 +49,12 @@ def test_without_a_usual_value_every_row_names_its_own():
 def test_who_sees_protected_labels_is_said():
     rows = {"erm": "none", "fairif": "validation", "cfair": "train", "domind": "train"}
     configs = {row: COMMON | {"uses_attributes": seen} for row, seen in rows.items()}
-    assert protected_labels(configs) == (
-        "\nProtected labels are seen in training: of the validation images by fairif; "
-        "of the training images by cfair, domind.\n"
-    )
-    assert "by no row" in protected_labels({"erm": configs["erm"]})
-    assert protected_labels({"old": COMMON}) == ""
+    assert lines(configs) == [
+        "Protected labels are seen in training: of the validation images by fairif; "
+        "of the training images by cfair, domind."
+    ]
+    assert "by no row" in lines({"erm": configs["erm"]})[0]
+    assert lines({"old": COMMON}) == []
     assert row_settings(configs) == {}
 
 

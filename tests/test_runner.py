@@ -268,10 +268,10 @@ def test_with_slurm_every_table_is_one_line_of_train_py(flags, tmp_path):
                    for args in runs)
     done = called(tmp_path, "figure1", *array, SETTING="celeba")
     # what needs finished runs is printed, to be given later
-    assert "-m utils.reporting.plots results/celeba_Smiling_Male/table3" in done.stderr
+    assert "-m utils.reporting results/celeba_Smiling_Male/table3" in done.stderr
     assert len(trainings(recorded(tmp_path, "figure1", *array, SETTING="celeba"))) == 2
     assert [line[1] for line in recorded(tmp_path, "figure1", SETTING="celeba")
-            if line[0] == "-m"] == ["utils.reporting.masks", "utils.reporting.plots"]
+            if line[0] == "-m"] == ["utils.reporting"]
 
 
 def test_a_line_is_printed_so_that_it_can_be_pasted(tmp_path):

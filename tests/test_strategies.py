@@ -31,9 +31,10 @@ from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 from utils.records import RECORD
 from utils.reporting import masks
-from utils.reporting.best import main as best
+from utils.reporting.best import write_best
 from utils.reporting.bias_ratio import main as bias_ratio
 from utils.reporting.bias_ratio import minority_share
+from utils.reporting.results import Results
 from utils.reporting.tables import write_summary
 from utils.run import Run
 
@@ -376,15 +377,14 @@ def write_run(setting: Path, row: str, seed: int, validation: float | None, **co
     write_json(setting / row / f"seed{seed}" / "config.json", {"seed": seed, **config})
 
 
-def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
+def test_the_best_row_is_chosen_on_validation(tmp_path):
     accuracy = {"random_40": (0.9, 0.7), "random_55": (0.7, 0.95), "random_70": (0.95, 0.7)}
     for row, values in accuracy.items():
         for seed, value in zip((100, 200), values, strict=True):
             write_run(tmp_path, row, seed, value)
-    command = [str(tmp_path), "--name", "best_random", "--rows", *accuracy]
-    best(command)
-    best(command)  # again: an earlier selection is replaced
-    assert "best_random is random_55" in capsys.readouterr().out  # 0.825, as random_70, but first
+    for _ in range(2):  # again: an earlier selection is replaced
+        chosen = write_best(tmp_path, list(accuracy), "best_random", None)
+        assert chosen == "random_55"  # 0.825, as random_70, but first
     for seed in (100, 200):
         folder = tmp_path / "best_random" / f"seed{seed}"
         source = tmp_path / "random_55" / f"seed{seed}"
@@ -396,47 +396,36 @@ def test_the_best_row_is_chosen_on_validation(tmp_path, capsys):
     )
     assert text == (tmp_path / "summary.md").read_text()
 
-    def refused(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            best([str(tmp_path), *arguments])
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    assert "is a run and no earlier selection" in refused(
-        "--name", "random_40", "--rows", "random_40", "random_55"
-    )
-    assert "has no row nothing" in refused("--name", "best", "--rows", "nothing")
-    for name in ("../outside", "a/b", "..", ""):
-        assert "must be a plain folder name" in refused("--name", name, "--rows", *accuracy)
-    assert not (tmp_path.parent / "outside").exists()
     write_run(tmp_path, "without", 100, None)
-    assert "--val none" in refused("--name", "best", "--rows", "without")
     write_run(tmp_path, "short", 100, 0.5)
-    assert "different seeds" in refused("--name", "best", "--rows", "random_40", "short")
+    for rows, name, message in (
+        (["random_40", "random_55"], "random_40", "is a run and no earlier selection"),
+        (["nothing"], "best", "has no row nothing"),
+        (["without"], "best", "--val none"),
+        (["random_40", "short"], "best", "different seeds"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_best(tmp_path, rows, name, None)
 
 
 # --- masks over seeds ----------------------------------------------------------------------------
 
 
-def test_overlap_of_masks_by_hand(tmp_path, capsys):
+def test_overlap_of_masks_by_hand(tmp_path):
     names = ["a", "b", "c", "d"]
     for seed, chosen_names in ((1, "ab"), (2, "bc"), (3, "ab")):
         mask = {name: name in chosen_names for name in names}
+        write_run(tmp_path, "aim_fair", seed, None)
         write_json(tmp_path / "aim_fair" / f"seed{seed}" / "mask.json", {"tensors": mask})
-    one, two, three = masks.read_masks(tmp_path, "aim_fair")
+    results = Results(tmp_path)
+    one, two, three = results.tensors("aim_fair")
     assert masks.jaccard(one, two) == pytest.approx(1 / 3)
     assert masks.jaccard(one, three) == 1
-    masks.main([str(tmp_path)])
-    text = capsys.readouterr().out
-    assert text == (tmp_path / "masks.md").read_text() == masks.report(tmp_path)
-    assert not (tmp_path / "report.html").exists()  # where there is one, it is written anew
-    assert [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]] == [
+    assert masks.section(results).frame.to_numpy().tolist() == [[
         "aim_fair", "3", "2 of 4", "0.56", "0.39", "1", "1",
-    ]  # (1/3 + 1 + 1/3) / 3; by chance (1 * 1 + 4 * 1/3 + 1 * 0) / 6
-    assert "aim_fair, frozen in every seed: d" in text
-    with pytest.raises(UserError, match="has a mask.json"):
-        write_run(tmp_path / "none", "erm", 1, 0.5)
-        masks.report(tmp_path / "none")
+    ]]  # (1/3 + 1 + 1/3) / 3; by chance (1 * 1 + 4 * 1/3 + 1 * 0) / 6
+    text = write_summary(tmp_path)
+    assert "## Selected tensors" in text and "aim_fair, frozen in every seed: d" in text
 
 
 @pytest.mark.parametrize(("one", "other"), [(1, 1), (2, 4), (5, 3), (6, 6)])

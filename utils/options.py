@@ -83,8 +83,9 @@ def options_of(pairs: Sequence[str], methods: Mapping[str, Any]) -> dict[str, di
 def parse_options(pairs: Sequence[str], method: str, defaults: Mapping, ranges: Mapping) -> dict:
     """The values that `pairs` ("NAME=VALUE") give, each in the type of its default.
 
-    ranges: name -> (lowest, highest) value, both allowed; of a word, those it may be. Raises UserError for text without "=",
-    a name the method does not have, a name given twice, a value of another type or out of range.
+    ranges: name -> (lowest, highest) value, both allowed; of a word, those it may be. Raises
+    UserError for text without "=", a name that the method does not have or that is given twice, a
+    value of another type or out of range.
     """
     values: dict = {}
     for pair in pairs:

@@ -96,17 +96,32 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": versions,
-        "commit": _commit(),
+        "commit": _printed("git", "describe", "--always", "--dirty", "--abbrev=12"),
         "platform": platform.platform(),
+        "processor": processor(),
     }
 
 
-def _commit() -> str | None:
+@functools.cache
+def processor() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    name = None
+    if sys.platform == "darwin":
+        name = _printed("sysctl", "-n", "machdep.cpu.brand_string")
+    elif sys.platform == "win32":
+        name = platform.processor()
+    elif os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", errors="replace") as file:  # a line each, the first is enough
+            name = next((line.split(":", 1)[1].strip() for line in file
+                         if line.startswith("model name")), None)
+    return name or platform.machine()
+
+
+def _printed(*command: str) -> str | None:
+    """What a command prints, run in this folder; None where it is missing or fails."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from utils.errors import UserError, exit_cleanly, reason
+from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser
+from utils.reporting.results import Results
 
 
 def minority_share(logits: np.ndarray, y: np.ndarray) -> float:
@@ -33,38 +33,18 @@ def minority_share(logits: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean((logits > 0) != (y == 1)))
 
 
-def of_run(folder: Path) -> float:
-    """`minority_share` of a finished JTT run folder (or another with reference/logits.npy)."""
-    try:
-        logits = np.load(folder / "reference" / "logits.npy")
-        y = pd.read_csv(folder / "train.csv")["y"].to_numpy()  # its column `a` is not used
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing: run JTT (--methods jtt) and give its folder"
-        ) from None
-    except (OSError, EOFError, ValueError, KeyError) as error:  # an empty table: a ValueError
-        raise UserError(
-            f"{folder}: reference/logits.npy or train.csv is damaged ({reason(error)}); delete "
-            "that folder and run JTT again"
-        ) from None
-    if not len(y):
-        raise UserError(f"{folder}/train.csv lists no image; delete that folder and run JTT again")
-    if len(logits) != len(y):
-        raise UserError(f"{folder}: logits and train.csv differ in length; run that seed again")
-    return minority_share(logits, y)
-
-
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description="The bias ratio from JTT's error set.")
     parser.add_argument("run", type=Path, help="results/<setting>/jtt, with its seeds' folders")
     run = parser.parse_args(arguments).run
-    folders = sorted(run.glob("seed*"))
-    if not folders:
+    if not any(run.glob("seed*/")):
         raise UserError(f"{run} has no seed*/ folder; give the folder of a JTT row")
-    shares = [of_run(folder) for folder in folders]
-    for folder, share in zip(folders, shares, strict=True):
-        print(f"{folder.name}: {share:.1%} of the training images are mistaken")
+    results, name, shares = Results(run.resolve().parent), run.resolve().name, []
+    for seed in results.runs[name]:
+        logits, table = results.array(name, seed, "reference/logits.npy")
+        shares.append(minority_share(logits, table["y"].to_numpy()))  # its column `a` is not used
+        print(f"seed{seed}: {shares[-1]:.1%} of the training images are mistaken")
     print(f"estimated minority share {np.mean(shares):.3f}: --synthetic-minority "
           f"{min(np.mean(shares), 0.5):.2f}")
 

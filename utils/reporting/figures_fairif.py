@@ -1,8 +1,7 @@
-"""FairIF's Figure 2: the training images that its weights raise and lower most, and by cell."""
+"""FairIF's Figure 2: the training images that its weights raise and lower most, and by group."""
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -12,16 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.errors import UserError
 from utils.metrics import CELLS
 from utils.reporting.figure_style import COLOURS
-from utils.reporting.tables import read_json, run_folders
+from utils.reporting.results import Results
 
 SHOWN = 10  # images a row
+WEIGHTS = "weights.npy"
 
 
-def weighted_images(setting_dir: str | Path, method: str, images) -> Figure | None:
-    """Two rows of ten images, those weighted most and least, and the mean weight of every cell.
+def weighted_images(results: Results, method: str, images) -> Figure | None:
+    """Two rows of ten images, those weighted most and least, and the mean weight of every group.
 
     images: the setting's training images (`paths`), which the run folders hold by name only. The
     images are those of the first seed, the bars the mean over seeds, the dots the seeds. A weight
@@ -29,15 +28,16 @@ def weighted_images(setting_dir: str | Path, method: str, images) -> Figure | No
     not given them. None where no seed has weights of these images or every weight is 1.
     Raises UserError for a damaged weights.npy or train.csv.
     """
-    runs = [read_weights(run) for run in run_folders(setting_dir).get(method, {}).values()
-            if (run / "weights.npy").exists() and (run / "train.csv").exists()]
     names = [Path(path).name for path in images.paths]
-    runs = [run for run in runs if run[0] == names]
-    if not runs or all(np.ptp(weights) == 0 for _, _, weights in runs):
+    runs = [results.array(method, seed, WEIGHTS)
+            for seed, run in results.runs.get(method, {}).items() if (run / WEIGHTS).exists()]
+    runs = [(weights, table) for weights, table in runs
+            if [Path(file).name for file in table["file"]] == names]
+    if not runs or all(np.ptp(weights) == 0 for weights, _ in runs):
         return None
     figure = plt.figure(figsize=(12.5, 3.1), layout="constrained")
     faces, panel = figure.subfigures(1, 2, width_ratios=(3.2, 1))
-    _, cells, weights = runs[0]
+    weights, table = runs[0]
     digits = _digits(np.ptp(weights))
     order = np.argsort(-weights, kind="stable")
     columns = min(SHOWN, len(order))
@@ -45,30 +45,12 @@ def weighted_images(setting_dir: str | Path, method: str, images) -> Figure | No
     for axes, (word, chosen) in zip(faces.subplots(2, columns, squeeze=False), rows, strict=True):
         for axis, row in zip(axes, chosen, strict=True):
             _show(axis, images.paths[row])
-            y, a = cells[row]
+            y, a = table.loc[row, ["y", "a"]]
             axis.set_title(f"{y}, {a}\n{weights[row]:.{digits}f}", fontsize=8)
         axes[0].set_ylabel(f"weighted {word}")
     faces.suptitle("training images: y, a and weight", fontsize=9)
-    _cell_means(panel.subplots(), runs)
+    _group_means(panel.subplots(), runs)
     return figure
-
-
-def read_weights(run: Path) -> tuple[list[str], list[tuple[int, int]], np.ndarray]:
-    """(file names, cells (y, a), weights in units of 1/n float64 [n]) of a FairIF run's folder."""
-    try:
-        with open(run / "train.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = [Path(row["file"]).name for row in rows]
-        cells = [(int(row["y"]), int(row["a"])) for row in rows]
-        weights = np.load(run / "weights.npy", allow_pickle=False)
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
-        raise UserError(
-            f"{run}: weights.npy or train.csv is damaged ({error}); delete that folder and run it "
-            "again"
-        ) from None
-    if weights.shape != (len(names),):
-        raise UserError(f"{run}: weights.npy does not belong to train.csv; delete that folder")
-    return names, cells, weights
 
 
 def _show(axis: Axes, path: str) -> None:
@@ -84,12 +66,12 @@ def _show(axis: Axes, path: str) -> None:
         axis.imshow(np.full((1, 1, 3), 255, np.uint8))
 
 
-def _cell_means(axis: Axes, runs: list[tuple]) -> None:
-    """Mean weight of each cell (y, a), over the seeds, with each seed's own as a dot."""
-    means = np.array([
-        [_mean(weights[[known == cell for known in cells]]) for cell in CELLS]
-        for _, cells, weights in runs
-    ])  # [seeds, 4]
+def _group_means(axis: Axes, runs: list[tuple]) -> None:
+    """Mean weight of each group (y, a), over the seeds, with each seed's own as a dot."""
+    members = [[(table[["y", "a"]] == cell).all(axis=1).to_numpy() for cell in CELLS]
+               for _, table in runs]  # an image whose label is unknown is in none
+    means = np.array([[_mean(weights[group]) for group in groups]
+                      for (weights, _), groups in zip(runs, members, strict=True)])  # [seeds, 4]
     places = np.arange(len(CELLS))
     height = means.mean(axis=0)
     bars = axis.bar(places, height - 1, bottom=1, color=COLOURS[0], width=0.7)  # 1 is ERM's
@@ -99,10 +81,10 @@ def _cell_means(axis: Axes, runs: list[tuple]) -> None:
         axis.plot(np.tile(places, len(runs)), means.ravel(), "o", color="black", markersize=3)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.ticklabel_format(axis="y", useOffset=False)
-    counts = [sum(known == cell for known in runs[0][1]) for cell in CELLS]
+    counts = [group.sum() for group in members[0]]
     axis.set_xticks(places, [f"{y}, {a}\nn={n}" for (y, a), n in zip(CELLS, counts, strict=True)])
     axis.grid(axis="x", visible=False)
-    axis.set_title("mean weight of a cell (y, a)", fontsize=9)
+    axis.set_title("mean weight of a group (y, a)", fontsize=9)
     axis.margins(y=0.15)
 
 
@@ -115,11 +97,8 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def methods_with_weights(setting_dir: str | Path) -> list[str]:
+def methods_with_weights(results: Results) -> list[str]:
     """The methods of a setting that weigh images, without the shuffled control."""
-    found = []
-    for method, seeds in run_folders(setting_dir).items():
-        run = next((run for run in seeds.values() if (run / "weights.npy").exists()), None)
-        if run is not None and read_json(run / "config.json").get("method") != "fairif_shuffled":
-            found.append(method)
-    return found
+    return [method for method, seeds in results.runs.items()
+            if any((run / WEIGHTS).exists() for run in seeds.values())
+            and results.first_configs.get(method, {}).get("method") != "fairif_shuffled"]

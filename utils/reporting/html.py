@@ -52,7 +52,7 @@ def page(title: str, lead: str, sections: Mapping[str, str]) -> str:
 
 
 def markdown_to_html(text: str) -> str:
-    """The markdown of table_text.py: its headings but the first, paragraphs and tables."""
+    """The markdown of section.py: its headings but the first, paragraphs and tables."""
     parts, cells = [], []
     for line in [*text.splitlines(), ""]:
         if line.startswith("|"):
@@ -64,7 +64,8 @@ def markdown_to_html(text: str) -> str:
         if line.startswith("## "):
             parts.append(f"<h3>{escape(line[3:])}</h3>\n")
         elif line and not line.startswith("# "):
-            parts.append(f"<p>{escape(line)}</p>\n")
+            text = line.replace("\\*", "*")
+            parts.append(f"<p>{escape(text)}</p>\n")
     return "".join(parts)
 
 

@@ -1,8 +1,8 @@
 """The papers' own figures, from paper_tables/: a row of one of their tables, in percent.
 
 A table is named as AIM-Fair numbers it ("3", "8 (ViT-S/32)"), or "fairif-1" to "fairif-5" and
-"fairif-11" as FairIF does. FairIF's paper prints some figures that cannot be: AOD is half the sum of
-two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
+"fairif-11" as FairIF does. FairIF's paper prints some figures that cannot be: AOD is half the sum
+of two gaps of which EOD is one, so AOD < EOD / 2 is impossible. Such rows are shown, marked, and
 nothing is compared with them.
 """
 
@@ -17,10 +17,12 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import UserError
+from utils.reporting.results import read_table
 
-TABLES = Path(__file__).parents[2] / "paper_tables"
+TABLES = Path(__file__).parent / "paper_tables"
 FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's eo is one of ours
 CELL_FIGURES = ("g00", "g01", "g10", "g11")
+OUR_EO = {"worst": "eo_worst", "mean": "eo_mean"}  # which of ours stands beside its EO
 FAIRIF = "fairif-"
 FAIRIF_TABLES = ("1", "2", "3", "4", "5", "11")  # in absolute figures
 FAIRIF_SETTINGS = {  # (dataset, target, protected) -> its name in FairIF's tables
@@ -37,8 +39,9 @@ IMPOSSIBLE = "AOD < EOD / 2"
 
 
 @functools.cache
-def _table(name: str) -> pd.DataFrame:
-    return pd.read_csv(TABLES / f"{name}.csv", dtype={"table": str})
+def printed(paper: str) -> pd.DataFrame:
+    """Every printed row of a paper, "aim_fair" or "fairif"; figures as printed, NaN if not."""
+    return read_table(TABLES / f"{paper}.csv")
 
 
 def own_row(table: str | None, row: str | None) -> str | None:
@@ -46,7 +49,7 @@ def own_row(table: str | None, row: str | None) -> str | None:
     paper does (or `row` is None)."""
     if table is None or row is None:
         return None
-    held = _table("fairif" if table.startswith(FAIRIF) else "aim_fair")["row"]
+    held = printed("fairif" if table.startswith(FAIRIF) else "aim_fair")["row"]
     return row if _renamed(table, row) in set(held) else None
 
 
@@ -94,7 +97,7 @@ def marks_of(
 
 def _aim_fair_row(table: str, row: str, *setting: str | None) -> pd.Series | None:
     dataset, target, protected = setting
-    rows = _table("aim_fair")
+    rows = printed("aim_fair")
     if table not in set(rows["table"]):
         raise UserError(
             f"the paper has no table {table} of figures; it has {', '.join(rows['table'].unique())}"
@@ -108,7 +111,7 @@ def _aim_fair_row(table: str, row: str, *setting: str | None) -> pd.Series | Non
 
 
 def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float] | None:
-    rows = _table("fairif")
+    rows = printed("fairif")
     numbers = rows["table"].str.split().str[0]
     name = FAIRIF_SETTINGS.get(setting)
     if number not in FAIRIF_TABLES:
@@ -128,7 +131,8 @@ def _one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> pd.Series |
     """The row that fits, None where none does. Raises UserError where several do."""
     if len(rows) > 1:
         raise UserError(
-            f"{len(rows)} rows of paper_tables/{name}.csv fit {given}; name another --paper-row"
+            f"{len(rows)} rows of utils/reporting/paper_tables/{name}.csv fit {given}; name "
+            "another --paper-row"
         )
     return rows.iloc[0] if len(rows) else None
 
@@ -141,8 +145,8 @@ def impossible(figures: Mapping[str, float]) -> bool:
 def eo_definition(table: str, row: str) -> str | None:
     """"worst", "mean" or "not stated": which equalized odds difference a paper row holds.
 
-    Only Table 8 fits equation 9 (the mean); the other four-cell rows fit the larger difference.
-    The competitors of Tables 1 and 2 come from another pipeline, without their group accuracies.
+    Only Table 8 fits equation 9 (the mean); other rows with group accuracies fit the larger
+    difference. The competitors of Tables 1 and 2 come from another pipeline, without them.
     None for FairIF's tables, which hold none.
     """
     number = table.split()[0]
@@ -158,7 +162,7 @@ def relative_change(dataset: str, target: str, protected: str, network: str) -> 
 
     network: as in --backbone, with or without the hidden layer ("resnet18", "resnet34_h128").
     """
-    rows = _table("fairif")
+    rows = printed("fairif")
     name = FAIRIF_SETTINGS.get((dataset, target, protected))
     title = network.removesuffix("_h128").replace("resnet", "ResNet-")
     rows = rows[(rows["table"].str.split().str[0] == "6") & (rows["setting"] == name)

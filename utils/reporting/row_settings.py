@@ -45,20 +45,25 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def sentences(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line of summary.md for each row of `row_settings`."""
-    return "".join(
-        f"\nSettings of {row}: {', '.join(f'{key} {text}' for key, text in texts.items())}.\n"
+def lines(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Under a table: whose protected labels are seen, what sets rows apart, what was chosen."""
+    said = [
+        f"{row} is {c['selected']['row']}, chosen of {len(c['selected']['from'])} rows "
+        f"({', '.join(c['selected']['from'])}): {c['selected']['rule']}."
+        for row, c in configs.items() if c.get("selected")
+    ]
+    return protected_labels(configs) + [
+        f"Settings of {row}: {', '.join(f'{key} {text}' for key, text in texts.items())}."
         for row, texts in row_settings(configs).items()
-    )
+    ] + said
 
 
-def protected_labels(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The line of summary.md that says which rows' training sees protected labels, and whose."""
+def protected_labels(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The sentence that says which rows' training sees protected labels, and whose; [] if unknown.
+    """
     seen = {row: config["uses_attributes"] for row, config in configs.items()
             if "uses_attributes" in config}
     said = [f"{SEEN[which]} by {', '.join(row for row in seen if seen[row] == which)}"
             for which in SEEN if which in seen.values()]
-    if not seen:
-        return ""
-    return f"\nProtected labels are seen in training: {'; '.join(said) or 'by no row'}.\n"
+    text = f"Protected labels are seen in training: {'; '.join(said) or 'by no row'}."
+    return [text] if seen else []

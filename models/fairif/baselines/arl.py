@@ -1,4 +1,4 @@
-"""ARL, adversarially reweighted learning (Lahoti et al., NeurIPS 2020). Sees no protected labels."""
+"""ARL, adversarially reweighted learning (Lahoti et al., NeurIPS 2020). Sees no a."""
 
 from __future__ import annotations
 
