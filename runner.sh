@@ -265,7 +265,7 @@ digits() {  # number of the table, network
 # Acc/AOD/EOD: Adult 68.97/.170/.265, German 74.68/.017/.024, COMPAS 67.53/.156/.218; also an MLP
 # of 64 hidden units, which the paper does not have. SPLITS=their seeds, of 70/10/20 each. Offline.
 fairif-table4() {
-  local data splits=${SPLITS:-$(seq 0 19)}
+  local data splits=${SPLITS:-0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19}
   for data in ${DATASETS:-adult german compas}; do
     in_memory fairif-table4 4 $data --backbone logistic --seeds $splits --optimizer lbfgs \
       --batch-size all --pretrain-epochs 10 --weight-decay 0.001 --set arl.warm_up=1 \

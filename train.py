@@ -37,15 +37,13 @@ class ListNames(argparse.Action):
 
 def parser() -> ArgumentParser:
     p = configuration.parser(__doc__.split("\n")[0])
-    p.add_argument("--list", nargs=0, action=ListNames,
+    p.add_argument("--list", nargs=0, action=ListNames, dest=argparse.SUPPRESS,
                    help="print the names of methods, datasets and backbones")
     return p
 
 
 def parse(argv: list[str]) -> Config:
-    values = vars(parser().parse_args(argv))
-    del values["list"]
-    return configuration.config_of(values)
+    return configuration.config_of(vars(parser().parse_args(argv)))
 
 
 def write_tables(experiment) -> None:

@@ -77,8 +77,6 @@ def _check_folders(config: Config) -> None:
 
 
 def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Dataset) -> None:
-    if (config.target is None) != (config.protected is None):
-        raise UserError("--target and --protected belong together: give both or neither")
     given = [key for key in DRAWN if getattr(config, key) != getattr(Config, key)]
     if dataset.in_memory:
         if given:

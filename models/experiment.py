@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,9 +52,9 @@ def complete(config: Config) -> Config:
     if config.precision == "auto":
         on_gpu = config.device.startswith("cuda")
         config = replace(config, precision="bf16" if on_gpu else "fp32")
-    if config.target is None and config.protected is None:
-        target, protected = DATASETS[config.dataset].attributes
-        config = replace(config, target=target, protected=protected)
+    target, protected = DATASETS[config.dataset].attributes
+    config = replace(config, target=config.target or target,
+                     protected=config.protected or protected)
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
     with torch.device("meta"):  # the names without the numbers
         names = parameter_names(BACKBONES[config.backbone](None))
@@ -64,11 +64,15 @@ def complete(config: Config) -> Config:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A command's configuration and methods, and their options."""
+    """A command's configuration and methods, and their options.
+
+    load: the real samples from a data seed, where they are not --dataset's.
+    """
 
     config: Config
     methods: Mapping[str, type[Method]]
     options: Mapping[str, dict]
+    load: Callable[[int], Splits] | None = None
 
     def splits(self, seed: int) -> Splits:
         """The real samples of a run; every seed's are the same without --data-seed run."""
@@ -77,6 +81,8 @@ class Experiment:
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a command holds one experiment
     def _splits(self, seed: int) -> Splits:
         c = self.config
+        if self.load:
+            return self.load(seed)
         return DATASETS[c.dataset](
             c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
             seed=seed, val=c.val, test_size=c.test_size,

@@ -43,7 +43,7 @@ STAGES = {  # in the order in which generating and AIM-Fair reach their last eve
     "pre-training": ["models.strategies:pretrained"],
     "mask": ["models.selection:Rule.mask"],
     "fine-tuning": ["models.strategies:fit_stage"],
-    "run folder": ["train:execute"],  # its lists, metrics and marks; not what the others count
+    "run folder": ["models.experiment:execute"],  # lists, metrics, marks: what no other counts
     "tables": ["utils.reporting.tables:write_summary", "utils.reporting.plots:draw_all",
                "utils.reporting.report:write_contact_sheets",
                "utils.reporting.report:write_report"],
@@ -206,7 +206,8 @@ def answer(request: dict) -> dict:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # the children's own output goes to stderr
     os.dup2(2, 1)
-    for module in sys.argv[1:]:
+    later = ["models.experiment", "utils.reporting.plots", "utils.reporting.report"]  # train's own
+    for module in [*sys.argv[1:], *(later if "train" in sys.argv else [])]:
         importlib.import_module(module)
     import tiny
     import torch

@@ -130,9 +130,8 @@ def test_data_withholds_what_a_method_was_not_granted(granted, train_a, val_a):
 def test_train_py_hands_every_method_only_what_it_declares(name, tmp_path):
     table = ImageTable("real", list("pqrs"), [0, 1, 0, 1], [0, 0, 1, 1])
     config = config_of({"results": tmp_path, "synthetic_root": tmp_path})
-    experiment = Experiment(config, {name: METHODS[name]}, {name: {}})
     splits = Splits(table, table, table)
-    object.__setattr__(experiment, "splits", lambda _: splits)
+    experiment = Experiment(config, {name: METHODS[name]}, {name: {}}, lambda _: splits)
     object.__setattr__(experiment, "_edited", lambda _: table)
     object.__setattr__(experiment, "_digests", lambda _: {"edited": "digest"})
     object.__setattr__(experiment, "synthetic", lambda _: (table, "digest"))

@@ -44,7 +44,7 @@ def write_run(folder: Path, correct: tuple, **config) -> None:
 def test_exactly_the_known_rows_are_impossible():
     table = paper.printed("fairif")
     found = set()
-    for number in paper.FAIRIF_TABLES:
+    for number in ("5", "11"):
         rows = table[table["table"].str.startswith(f"{number} ")]
         assert len(rows) == {"5": 12, "11": 10}[number]
         for setting, row in zip(rows["setting"], rows["row"], strict=True):
@@ -66,7 +66,7 @@ def test_a_row_of_fairifs_tables_is_in_percent_and_named_by_its_paper():
     # a row or a pair that the paper does not have stands beside nothing
     assert paper.paper_row("fairif-5", "Influence", *CELEBA) is None
     assert paper.paper_row("fairif-5", "FairIF", "demo", "Smiling", "Male") is None
-    with pytest.raises(UserError, match="5 and 11 can stand"):
+    with pytest.raises(UserError, match="are 1, 2, 3, 4, 5, 11, not 6"):
         paper.paper_row("fairif-6", "ResNet-18", *CELEBA)
     # a method of the other paper has no row
     assert paper.own_row("fairif-5", "AIM-Fair") is None is paper.own_row("3", "FairIF")

@@ -18,6 +18,7 @@ from datasets.loader import Loader
 from models import backbones, tsne
 from models.features import Features, penultimate
 from utils.preemption import PREEMPTION
+from utils.reporting import plots, report
 from utils.reporting.plots import STYLE
 from utils.reporting.report import write_report
 
@@ -139,8 +140,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
         patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setattr(train.plots, "draw_all", lambda *_: [])
-        patch.setattr(train.report, "write_contact_sheets", lambda *_: [])
+        patch.setattr(plots, "draw_all", lambda *_: [])
+        patch.setattr(report, "write_contact_sheets", lambda *_: [])
         train.main(tiny.flags(data, data / "results", "--backbone", "tiny", "--methods", "erm",
                               "--seeds", 1, 2, "--pretrain-epochs", 6, "--pretrain-lr", 0.05))
     return data, data / "results" / "tiny"

@@ -110,7 +110,7 @@ def test_adam_keeps_the_best_epoch_and_the_later_of_equal_ones(tmp_path):
     ("german", ["--methods", "diga"], "diga learns from synthetic images"),
     ("german", ["--size", "100"], "--size draws photographs"),
     ("german", ["--minority", "0.2"], "--minority draws photographs"),
-    ("german", ["--target", "sex"], "--target and --protected belong together"),
+    ("german", ["--target", "sex"], "target is credit and its protected attribute sex"),
     ("german", ["--target", "sex", "--protected", "credit"], "leave out --target"),
     ("german", ["--optimizer", "lbfgs"], "--batch-size all"),
     ("german", ["--optimizer", "newton"], "invalid choice"),

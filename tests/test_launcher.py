@@ -21,10 +21,11 @@ from refusals import refused
 
 import train
 from models import backbones
+from models.experiment import complete
 from utils import launcher
-from utils.config import config_of
 from utils.errors import UserError
 from utils.preemption import PREEMPTION
+from utils.reporting import plots, report
 
 pytest.importorskip("submitit")
 TESTS = Path(__file__).parent
@@ -68,8 +69,8 @@ def here(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signals are pytest's
-    monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
+    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
+    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the same sums
     monkeypatch.chdir(tmp_path)
@@ -192,9 +193,9 @@ def test_without_slurm_it_is_one_sentence(missing, name, slurm, tmp_path, monkey
 def test_a_device_of_the_jobs_need_not_be_here(slurm, tmp_path):
     flags = tiny.flags(tmp_path, tmp_path, "--methods", "erm", "--device", "cuda:9")
     with pytest.raises(UserError, match="not on this machine"):
-        train.complete(config_of(vars(train.parser().parse_args(flags))))
+        complete(train.parse(flags))
     flags += ["--launcher", "slurm"]
-    train.complete(config_of(vars(train.parser().parse_args(flags))))
+    complete(train.parse(flags))
 
 
 def test_seeds_at_once_end_as_one_after_the_other(tmp_path, capfd):

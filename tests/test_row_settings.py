@@ -9,6 +9,7 @@ import tiny
 import train
 from models import backbones
 from utils.preemption import PREEMPTION
+from utils.reporting import plots, report
 from utils.reporting.row_settings import lines, row_settings
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
@@ -61,8 +62,8 @@ def test_who_sees_protected_labels_is_said():
 def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
-    monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
+    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
+    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
     data = tiny.make(tmp_path / "data")
     flags = tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", "1")
     train.main([*flags, "--methods", "cvar_dro", "--set", "alpha=0.5"])
@@ -70,10 +71,10 @@ def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
     held = json.loads(path.read_text())
     line = f"Settings of cvar_dro: alpha 0.5 (default {held['defaults_changed']['alpha']})."
     assert line in capsys.readouterr().out
-    report = (tmp_path / "r" / "tiny" / "report.html").read_text()
-    assert line in report
-    assert "Protected labels are seen in training: by no row." in report
-    assert "defaults_changed" not in report
+    html = (tmp_path / "r" / "tiny" / "report.html").read_text()
+    assert line in html
+    assert "Protected labels are seen in training: by no row." in html
+    assert "defaults_changed" not in html
     # a run of before this note was kept gets it, and is not made again
     del held["defaults_changed"]
     path.write_text(json.dumps(held | {"notes": []}))

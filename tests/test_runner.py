@@ -12,8 +12,9 @@ import pytest
 
 import train
 from models import CHOICES, METHODS, backbones, tsne
+from models.experiment import complete, rows_of
 from stable_diffusion import grids
-from utils.config import Config, config_of
+from utils.config import Config
 from utils.options import options_of
 from utils.reporting.paper import FAIRIF_SETTINGS, TABLES, own_row, paper_row
 
@@ -67,9 +68,9 @@ def trainings(lines: list[list[str]]) -> list[Config]:
     """The train.py lines as train.py reads them: flags, rows, --baseline and --set are checked."""
     taken = []
     for line in (line for line in lines if line[0] == "train.py"):
-        asked = config_of(vars(train.parser().parse_args(line[1:])))
-        options_of(asked.set, train.rows_of(asked))
-        taken.append(train.complete(asked) if asked.launcher == "none" else asked)
+        asked = train.parse(line[1:])
+        options_of(asked.set, rows_of(asked))
+        taken.append(complete(asked) if asked.launcher == "none" else asked)
     return taken
 
 
@@ -180,6 +181,30 @@ def test_the_demo_makes_digas_edits_and_elsewhere_they_are_given(tmp_path):
 # --- FairIF --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("number", "backbone"), [
+    ("1", "mlp"), ("2", "digit_cnn"), ("3", "digit_lenet"), ("4", "logistic")])
+def test_fairifs_tables_in_memory_are_the_papers(number, backbone, tmp_path):
+    runs = trainings(recorded(tmp_path, f"fairif-table{number}", MNIST="/digits"))
+    rows = pd.read_csv(TABLES / "fairif.csv")
+    rows = rows[rows["table"].str.startswith(f"{number} ")]
+    names = {"Original": "Baseline (ERM)"}  # theirs -> ours
+    for args in runs:
+        setting = FAIRIF_SETTINGS[args.dataset, args.target, args.protected]
+        assert printed(args) == set(rows["row"][rows["setting"] == setting].replace(names))
+        assert {"fairif", "fairif_shuffled"} <= set(args.methods) and args.data_seed == "run"
+        assert {pair.partition(".")[0] for pair in args.set} >= {"influence", "fairif",
+                                                                "fairif_shuffled"}
+    papers = [args for args in runs if args.backbone == backbone]
+    assert {FAIRIF_SETTINGS[args.dataset, args.target, args.protected] for args in papers} == set(
+        rows["setting"])
+    for args in papers:
+        if number == "4":
+            assert (len(args.seeds), args.optimizer, args.batch_size) == (20, "lbfgs", None)
+        else:
+            assert args.data_root == Path("/digits") and args.pretrain.milestone == 500
+            assert (args.pretrain_epochs, args.pretrain_lr, args.optimizer) == (500, 2e-4, "adam")
+
+
 @pytest.mark.parametrize("setting", FAIRIF)
 @pytest.mark.parametrize("name", [*FAIRIF_ROWS, "table6"])
 def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
@@ -249,10 +274,10 @@ def test_every_job_of_a_table_is_taken_alone(name, tmp_path):
     lines = recorded(tmp_path, name, RESULTS=str(tmp_path / "results"))
     line = [line for line in lines if line[0] == "train.py"][-1]
     (table,) = trainings([line])
-    jobs = train.in_jobs(table, train.rows_of(table), line[1:])
+    jobs = train.in_jobs(table, rows_of(table), line[1:])
     runs = trainings([["train.py", *words] for words in jobs])
     assert [(args.methods, args.seeds) for args in runs] == [
-        ((row,), (seed,)) for row in train.rows_of(table) for seed in table.seeds]
+        ((row,), (seed,)) for row in rows_of(table) for seed in table.seeds]
     assert sum(len(args.set) for args in runs) == len(table.set) * len(table.seeds)
     assert all(args.no_tables for args in runs)
 
@@ -354,7 +379,7 @@ def test_it_is_short_and_every_function_can_be_asked_for():
     functions = set(re.findall(r"(?m)^([\w-]+)\(\) \{", RUNNER))
     (names,) = re.findall(r'EXPERIMENTS="([^"]*)"', RUNNER)
     helpers = {"pair", "train", "run", "show", "after", "images", "prompts", "on_demo", "debiasing",
-               "edits", "grids", "fairif", "demo_fairif"}
+               "edits", "grids", "demo_fairif", "digits", "in_memory", "influences"}
     assert functions == set(names.split()) | helpers
     assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", RUNNER)  # no function within a function
     bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", RUNNER)

@@ -24,7 +24,6 @@ from models.finetune import freeze_all_but
 from models.lora import add_lora, is_adapter, merge_lora
 from models.ltgc import LTGC, mix_pairs
 from models.strategies import STRATEGIES
-from utils.config import config_of
 from utils.errors import UserError
 from utils.files import write_json
 from utils.preemption import PREEMPTION
@@ -112,7 +111,7 @@ def test_every_row_says_which_images_and_labels_it_uses(name):
 
 
 def complete(flags: list[str]):
-    return train.complete(config_of(vars(train.parser().parse_args(flags))))
+    return experiment.complete(train.parse(flags))
 
 
 @pytest.fixture(scope="module")

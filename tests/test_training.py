@@ -20,16 +20,18 @@ from torch import nn
 import train
 from datasets.loader import Loader
 from models import METHODS, backbones
+from models.experiment import complete
 from models.method import Method
 from models.selection import resolve_k
 from utils import records
-from utils.config import Config, config_of
+from utils.config import Config
 from utils.engine import fit
 from utils.errors import UserError
 from utils.files import write_array
 from utils.preemption import PREEMPTED, PREEMPTION
 from utils.recipe import Recipe
 from utils.records import fingerprint
+from utils.reporting import plots, report
 from utils.run import Run, claim, exclusive
 
 SHORT = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
@@ -45,8 +47,8 @@ def own_signal_handler(monkeypatch):
 def small(monkeypatch):
     """The small network can be asked for, and figures are drawn by the server's runs only."""
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(train.plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(train.report, "write_contact_sheets", lambda *_: [])
+    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
+    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
 
 
 def flags(data: Path, results: Path, *more) -> list[str]:
@@ -214,6 +216,7 @@ CHANGED = {
     "image_size": ["24"],
     "min_crop": ["0.5"],
     "batch_size": ["4"],
+    "optimizer": ["adam"],
     "pretrain_epochs": ["2"],
     "pretrain_lr": ["0.02"],
     "finetune_epochs": ["2"],
@@ -293,7 +296,7 @@ def test_another_data_set_and_device_are_another_configuration(change, data, res
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     command = flags(data, results, "--methods", "erm")
     before, after = (
-        train.complete(config_of(vars(train.parser().parse_args([*command, *more]))))
+        complete(train.parse([*command, *more]))
         for more in ([], change)
     )
     for finetune in (True, False):
@@ -624,7 +627,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 # --- wrong input ---------------------------------------------------------------------------------
 
 WRONG_FLAGS = [
-    (["--methods", "aimfair"], "invalid choice: 'aimfair'"),
+    (["--methods", "aimfair"], "--methods aimfair is unknown; choose from erm"),
     (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
     (["--finetune", "3"], "unrecognized arguments"),
     (["--seeds", "-1"], "-1 must be at least 0"),
@@ -633,7 +636,7 @@ WRONG_FLAGS = [
     (["--top-k", "63"], "from 1 to 62"),
     (["--top-k", "40.5"], "no whole number"),
     (["--top-k", "0.001"], "at least one"),
-    (["--criterion", "l2"], "invalid choice"),
+    (["--criterion", "l2"], "choose from absolute, cosine"),
     (["--batch-size", "1"], "at least 2"),
     (["--batch-size", "25"], "fewer than a batch: lower --batch-size 25"),
     (["--batch-size", "eight"], "'eight' is not a whole number"),
@@ -649,13 +652,13 @@ WRONG_FLAGS = [
     (["--target", "Nose"], "has no attribute 'Nose'; it has: Smiling, Male, Young"),
     (["--protected", "Smiling"], "both 'Smiling'"),
     (["--data-root", "nowhere"], "there is no folder nowhere"),
-    (["--dataset", "imagenet"], "invalid choice"),
+    (["--dataset", "imagenet"], "choose from celeba"),
     (["--synthetic-root", "nowhere"], "nowhere/Smiling_Male/"),
     (["--synthetic-ratio", "9"], "cell 0_0 needs 54 and has 14"),
     (["--synthetic-ratio", "0"], "must be above 0"),
     (["--synthetic-ratio", "0.01"], "multiple of 4, not 0"),
     (["--synthetic-minority", "-0.1"], "at least 0"),
-    (["--backbone", "resnet19"], "invalid choice"),
+    (["--backbone", "resnet19"], "choose from resnet18"),
     (["--pretrained", "missing.pth"], "--pretrained missing.pth cannot be read"),
     (["--image-size", "8"], "at least 16"),
     (["--pretrain-epochs", "0"], "at least 1"),

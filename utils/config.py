@@ -91,9 +91,10 @@ class DataConfig:
     dataset: str = flag("demo", "real photographs, rows of features or digits: see --list")
     data_root: Path = flag(Path("data/demo"), "their folder; the tabular data are committed and "
                            "need none", result=False, type=path)
-    target: str | None = flag(None, "attribute that is learned (y); the dataset's first pair, such "
-                              "as Smiling and Male, where neither is given")
-    protected: str | None = flag(None, "attribute to be fair about (a)")
+    target: str | None = flag(None, "attribute that is learned (y); if not given the dataset's, "
+                              "such as Smiling")
+    protected: str | None = flag(None, "attribute to be fair about (a); if not given the "
+                                 "dataset's, such as Male")
     size: int | None = flag(20000, "biased training images, or all: every one that there is, "
                             "without --minority and --rule", type=or_all(COUNT))
     minority: float = flag(0.1, "share of each of the groups (0,0) and (1,1) in its class",

@@ -49,7 +49,7 @@ from datasets.image_store import open_store  # noqa: E402
 from datasets.mixing import Data  # noqa: E402
 from models import METHODS  # noqa: E402
 from models.backbones import build  # noqa: E402
-from utils.config import config_of  # noqa: E402
+from models.experiment import complete  # noqa: E402
 from utils.engine import predictions  # noqa: E402
 from utils.run import Run  # noqa: E402
 
@@ -196,8 +196,7 @@ def make_data(flags: argparse.Namespace, folder: Path) -> tuple[Data, argparse.N
     given += ["--image-size", whole["image_size"], "--batch-size", flags.batch_size]
     given += ["--pretrain-epochs", flags.epochs[0], "--finetune-epochs", flags.epochs[1]]
     given += ["--device", flags.device, "--workers", flags.cores]
-    values = train.parser().parse_args([str(value) for value in given])
-    config = train.complete(config_of(vars(values)))
+    config = complete(train.parse([str(value) for value in given]))
     pool, digests = copied_pool(splits.train, folder / "pool"), {"real": splits.train.digest()}
     return Data(splits, pool, config, SEED, digests=digests), config
 

@@ -42,8 +42,8 @@ from datasets.image_store import open_store  # noqa: E402
 from datasets.loader import Loader  # noqa: E402
 from models import METHODS  # noqa: E402
 from models.backbones import build  # noqa: E402
+from models.experiment import Experiment, complete, execute, make_run  # noqa: E402
 from models.method import Method  # noqa: E402
-from utils.config import config_of  # noqa: E402
 from utils.recipe import Recipe  # noqa: E402
 
 SIZES = {"images": (150, 300, 600), "seeds": (1, 2, 4), "parameters": (18, 34, 50)}
@@ -88,17 +88,14 @@ def seeds(count: int, flags: argparse.Namespace, folder: Path) -> dict[str, floa
     given = ["--methods", "erm", "--pretrained", "none", "--pretrain-epochs", 1, "--device"]
     given += [flags.device, "--image-size", flags.image_size, "--batch-size", flags.batch_size]
     given += ["--workers", flags.cores, "--results", folder, "--store-dir", folder / "store"]
-    values = train.parser().parse_args([str(value) for value in given])
-    config = train.complete(config_of(vars(values)))
-    parts = {"real": splits.train, "val": splits.val, "test": splits.test}
-    digests = {name: table.digest() for name, table in parts.items()}
+    config = complete(train.parse([str(value) for value in given]))
     erm = {"erm": METHODS["erm"]}
-    experiment = train.Experiment(config, erm, {"erm": {}}, splits, None, digests)
+    experiment = Experiment(config, erm, {"erm": {}}, lambda _: splits)
     began = time.perf_counter()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         for seed in range(count):
             data = experiment.data(erm["erm"], seed)
-            train.execute(train.make_run(experiment, "erm", seed), erm["erm"], data)
+            execute(make_run(experiment, "erm", seed), erm["erm"], data)
     return {"all seeds, s": time.perf_counter() - began}
 
 

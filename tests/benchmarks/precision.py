@@ -37,8 +37,8 @@ from datasets.base import ImageTable, Splits  # noqa: E402
 from datasets.demo import load  # noqa: E402
 from datasets.mixing import Data  # noqa: E402
 from models import METHODS  # noqa: E402
+from models.experiment import complete  # noqa: E402
 from models.selection import SENSITIVE_TO_BIAS  # noqa: E402
-from utils.config import config_of  # noqa: E402
 from utils.engine import predictions  # noqa: E402
 from utils.metrics import fairness_metrics  # noqa: E402
 from utils.run import Run  # noqa: E402
@@ -56,8 +56,7 @@ def settings(flags: argparse.Namespace, splits: Splits, folder: Path, precision:
     given += ["--pretrain-lr", 0.02, "--min-crop", 0.4, "--size", flags.size]  # the demo's
     given += ["--synthetic-ratio", 0.8, "--synthetic-biased-ratio", 0.44]
     given += ["--precision", precision, "--store-dir", folder / "store"]
-    values = train.parser().parse_args([str(value) for value in given])
-    return train.complete(config_of(vars(values)))
+    return complete(train.parse([str(value) for value in given]))
 
 
 def one_seed(
