@@ -20,6 +20,7 @@ from datasets.base import CELLS, ImageTable, Splits
 from datasets.mixing import Data
 from models import METHODS
 from models.backbones import BACKBONES
+from models.experiment import complete
 from models.finetune import freeze_all_but
 from models.lora import add_lora, is_adapter, merge_lora
 from models.ltgc import LTGC, mix_pairs
@@ -110,10 +111,6 @@ def test_every_row_says_which_images_and_labels_it_uses(name):
 # --- tensors -------------------------------------------------------------------------------------
 
 
-def complete(flags: list[str]):
-    return experiment.complete(train.parse(flags))
-
-
 @pytest.fixture(scope="module")
 def resnet() -> nn.Module:
     """ResNet-18's tensors without numbers."""
@@ -161,8 +158,8 @@ def test_block_rows_name_the_blocks_a_vit_has():
         chosen("update_layer1", vit)
     flags = ["--methods", "freeze_stem", "update_layer1", "--backbone", "vit_small_patch32"]
     with pytest.raises(UserError, match="update_layer1: vit_small_patch32 has no block layer1; "):
-        complete(flags)
-    complete([*flags, "--backbone", "resnet50"])
+        complete(train.parse(flags))
+    complete(train.parse([*flags, "--backbone", "resnet50"]))
     imagenet = vit.state_dict()
     imagenet |= {"head.weight": torch.ones(1000, 384), "head.bias": torch.ones(1000)}
     loaded = BACKBONES["vit_small_patch32"](imagenet)
