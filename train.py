@@ -25,7 +25,7 @@ from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import CHOICES, METHODS
-from models.backbones import BACKBONES, parameter_names
+from models.backbones import BACKBONES, check_start, parameter_names
 from models.method import Method
 from models.selection import CRITERIA, resolve_k
 from utils import config as configuration
@@ -83,6 +83,7 @@ def check_flags(config: Config) -> None:
     check_device(config.device, here=config.launcher != "slurm")
     if config.compile:
         check_compiler()
+    check_start(config.backbone, config.pretrained)
     with torch.device("meta"):  # the names without the numbers
         names = parameter_names(BACKBONES[config.backbone](None))
     for name, method in rows_of(config).items():
