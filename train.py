@@ -207,7 +207,7 @@ def make_run(experiment: Experiment, name: str, seed: int) -> Run:
     changed = [key for key, value in options.items() if value != method.defaults[key]]
     if changed:
         notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
-    identity = own.identity(finetune=method.needs_synthetic())
+    identity = own.identity(finetune=method.finetunes())
     return Run(
         config.results / config.setting / (config.name or name) / f"seed{seed}", own,
         data.seen_by(method.uses_attributes), seed,

@@ -138,6 +138,11 @@ class Method:
         return bool({cls.training_set, *cls.sets} - {"real"})
 
     @classmethod
+    def finetunes(cls) -> bool:
+        """Whether its results depend on the flags of the fine-tuning, synthetic images' included"""
+        return cls.needs_synthetic() or "finetune" in cls.stages
+
+    @classmethod
     def tables(cls, data: Data) -> dict[str, ImageTable]:
         """Its image tables, by the name of their saved list."""
         own = [name for name in (cls.training_set, *cls.sets) if name != "real"]

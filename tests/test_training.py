@@ -307,6 +307,16 @@ def test_flags_of_the_fine_tuning_do_not_touch_erm(data, results, capsys):
     assert "erm/seed100: finished, reused" in capsys.readouterr().out
 
 
+def test_flags_of_the_fine_tuning_are_the_controls_too(data, results, capsys):
+    folder = trained(data, results, "erm_longer")
+    more = ["--methods", "erm_longer", "--finetune-lr", "0.5"]
+    assert "finetune_lr was 0.02 and is now 0.5" in refused(capsys, flags(data, results, *more))
+    mask = json.loads((folder / "mask.json").read_text())["tensors"]
+    assert all(mask.values())  # all of them move, on the real images
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in log] == ["pretrain"] + ["finetune"] * 4
+
+
 def copied(data: Path, to: Path) -> Path:
     """The images and lists, the same but for their times and place."""
     for part in ("celeba", "synthetic", "edits"):
