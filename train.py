@@ -161,6 +161,8 @@ def prepare(argv: list[str]) -> Experiment:
     """Flags, images and their sizes, all of it checked before the first hour of training."""
     config = complete(configuration.config_of(vars(parser().parse_args(argv))))
     PREEMPTION.install()
+    if config.device == "cpu":
+        torch.set_num_threads(config.threads)
     methods = rows_of(config)
     options = options_of(config.set, methods)
     splits = DATASETS[config.dataset](

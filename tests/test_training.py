@@ -543,6 +543,15 @@ def test_two_data_workers_change_no_bit(data, results, tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(("more", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_a_process_takes_as_many_threads_as_it_is_given(more, threads, data, tmp_path, monkeypatch):
+    """One where nothing is said, whatever the environment holds."""
+    asked = []
+    monkeypatch.setattr(train.torch, "set_num_threads", asked.append)
+    train.prepare(flags(data, tmp_path, "--methods", "erm", *more))
+    assert asked == [threads]
+
+
 # --- the best epoch ------------------------------------------------------------------------------
 
 

@@ -192,6 +192,10 @@ class MachineConfig:
         False, "torch.compile steps and validation: up to minutes at the start of each training, "
         "for long ones on a GPU (steps that take their own derivatives stay as they are)",
         result=False, action="store_true")
+    threads: int = flag(
+        1, "threads of a process that computes on a CPU: more crawl where anything else runs, and "
+        "two seeds at once (--jobs 2) use two cores better than one seed with two threads; another "
+        "number rounds otherwise", result=False, type=COUNT)
     workers: int = flag(1, "threads that prepare batches", result=False, type=COUNT)
     store_dir: Path | None = flag(None, "folder of decoded images; data/store where not given",
                                   result=False, type=path)
