@@ -247,7 +247,7 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
-            "selected_epoch": run.log[-1]["kept"],
+            "selected_epoch": run.log[-1]["kept"], "passes": run.passes,
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,

@@ -102,6 +102,10 @@ class Method:
         self.optimizer.step()
         return loss.detach()
 
+    def passes(self, batch: Batch) -> int:
+        """Images that `update` takes forward and backward, counted as often as it does."""
+        return len(batch[1])
+
     def end_epoch(self) -> None:
         self.schedule.step()
 

@@ -64,7 +64,9 @@ class FineTuning(Method):
         path = run.folder / "mask.json"
         if not path.exists():
             write_json(path, cls.tensors.mask(model, run))
-        return {name for name, chosen in read_record(path, "tensors")["tensors"].items() if chosen}
+        mask = read_record(path, "tensors", "passes")
+        run.passes += mask["passes"]
+        return {name for name, chosen in mask["tensors"].items() if chosen}
 
     @classmethod
     def recipe_of(cls, config: Config) -> Recipe:

@@ -71,14 +71,15 @@ def fit(
     The best epoch is the most accurate on val_loader (no group labels), or the last one where
     val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
     the same arguments resumes there and ends in the same bits (on CPU). It holds the best
-    weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
+    weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch;
+    its `passes` are the images that went forward and backward.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError
     where the loss is not finite.
     """
     recipe, state_path = method.recipe, folder / "state.pt"
     log: list[dict] = []
     start_epoch = start_step = 0
-    best, best_epoch, total, kept = -math.inf, -1, None, None
+    best, best_epoch, total, kept, passes = -math.inf, -1, None, None, 0
     if state_path.exists():
         state = _load_state(state_path, loader.device)
         try:
@@ -86,7 +87,7 @@ def fit(
             torch.set_rng_state(state["rng"].cpu())
             start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
             log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
-            kept = state["kept"]
+            kept, passes = state["kept"], state["passes"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of another network
             raise _damaged(state_path, error) from None
 
@@ -94,7 +95,7 @@ def fit(
         save_torch(state_path, {
             "method": method.state_dict(), "rng": torch.get_rng_state(), "epoch": epoch,
             "step": step, "total": total, "log": json.dumps(log), "best": best,
-            "best_epoch": best_epoch, "kept": kept,
+            "best_epoch": best_epoch, "kept": kept, "passes": passes,
         })
 
     bar = tqdm(total=recipe.epochs, initial=start_epoch, desc=name, unit="epoch", leave=False)
@@ -102,10 +103,12 @@ def fit(
         began, steps = time.monotonic(), len(loader)
         method.train_mode()
         first = start_step if epoch == start_epoch else 0
-        total = total if first else None  # loss summed over the epoch's steps, on the device
+        if not first:
+            total, passes = None, 0  # over the epoch's steps: the loss, on the device, and images
         for step, batch in enumerate(islice(loader.epoch(epoch), first, None), first):
             loss = method.update(batch)
             total = loss if total is None else total + loss
+            passes += method.passes(batch)
             if PREEMPTION.requested:
                 save(epoch, step + 1)
                 print(f"{name}: saved in epoch {epoch + 1} after step {step + 1}")
@@ -118,7 +121,7 @@ def fit(
                 f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
                 f"(now {recipe.lr}) or look at the input images"
             )
-        row = {"stage": name, "epoch": epoch + 1, "loss": mean, "lr": rate}
+        row = {"stage": name, "epoch": epoch + 1, "loss": mean, "lr": rate, "passes": passes}
         if val_loader is None:
             better = True
         else:

@@ -25,6 +25,11 @@ def number(value: float, sign: bool = False) -> str:
     return f"{round(value, 2) + 0.0:{'+' if sign else ''}.2f}"
 
 
+def thousands(value: float) -> str:
+    """A count in thousands with one decimal; NaN is n/a."""
+    return "n/a" if math.isnan(value) else f"{value / 1000:.1f}"
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table whose columns line up in a terminal: first column left, others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -52,7 +57,9 @@ def markdown(
         f"# {setting}\n",
         "In %. EO worst: the larger of the TPR and FPR differences; EO mean: their mean.\n",
         "## As the paper's tables are computed\n",
-        "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds.\n",
+        "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds. "
+        "Passes: thousands of training images forward and backward, a seed, pre-training included."
+        "\n",
         _table_style_section(records),
         _count_note(records),
         "## Each seed on its own\n",
@@ -80,12 +87,13 @@ def markdown(
 
 def _table_style_section(records: list[dict]) -> str:
     header = ["method", "seeds", *(TITLES[name] for name in TABLE_FIGURES),
-              *(f"y={y} a={a}" for y, a in CELLS)]
+              *(f"y={y} a={a}" for y, a in CELLS), "passes"]
     rows = []
     for row in records:
         cells = [number(row[f"g{y}{a}"]) for y, a in CELLS]
         rows.append([row["method"], str(row["seeds"]),
-                     *(number(row[f"{name}_table"]) for name in TABLE_FIGURES), *cells])
+                     *(number(row[f"{name}_table"]) for name in TABLE_FIGURES), *cells,
+                     thousands(row["passes"])])
     return aligned(header, rows)
 
 

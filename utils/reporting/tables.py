@@ -3,10 +3,12 @@
 Reads results/<setting>/<method>/seed<k>/metrics.json (and config.json, for the paper's row), prints
 the tables and writes summary.csv and summary.md, with --latex also summary.tex.
 
-Columns of `collect` and summary.csv, all figures in percent:
+Columns of `collect` and summary.csv, all figures but passes in percent:
     <metric>_table            over seeds the way the paper computes its tables (metrics.table_style)
     <metric>_mean, _std       mean and sample standard deviation of each seed's own figure
     g00 g01 g10 g11, n00 ...  accuracy of the cell (y, a) averaged over seeds, and its test images
+    passes                    training images that went forward and backward in all of a seed's
+                              stages, the shared one included, searches apart; mean over seeds
     paper_*, difference_*     the paper's row, and <metric>_table minus it; paper_note says where
                               its figures are impossible (then nothing is compared with them)
 <metric> is acc, wst, eo_worst, eo_mean, std, ad, aod or eod. Two ways to average and two
@@ -149,9 +151,16 @@ def collect(setting_dir: str | Path) -> pd.DataFrame:
             row[f"{name}_mean"], row[f"{name}_std"] = (100 * value for value in spread[name])
         row |= {f"g{y}{a}": 100 * table["group_acc"][y, a] for y, a in CELLS}
         row |= {f"n{y}{a}": table["group_count"][y, a] for y, a in CELLS}
+        row["passes"] = _passes([folders[method][seed] for seed in by_seed])
         row |= _paper_columns([folders[method][seed] for seed in by_seed], row)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _passes(runs: list[Path]) -> float:
+    """Image passes of a seed, mean over the runs; NaN where one does not say."""
+    said = [read_json(run / "metrics.json").get("passes", math.nan) for run in runs]
+    return sum(said) / len(said)
 
 
 def _paper_columns(runs: list[Path], ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,11 +93,12 @@ class FairSMOTE(Method):
     @classmethod
     def offspring(cls, run: Run) -> None:
         """offspring.npy: parents and neighbours, rows int64 [2, M] of the training set."""
+        quiet = replace(run, log=[])
+        erm = pretrained(quiet)
+        run.passes = quiet.passes  # its epochs are not in this row's log, its images count
         with run.stage("offspring", "offspring.npy") as stage:
             if not stage.finished:
-                quiet = replace(run, log=[])
-                features = penultimate(pretrained(quiet), run.data.loader(run.data.real,
-                                                                          train=False))
+                features = penultimate(erm, run.data.loader(run.data.real, train=False))
                 pairs = offspring(torch.from_numpy(features), run.data.real.y, run.data.real.a,
                                   run.seed)
                 write_array(stage.folder / "offspring.npy", pairs)
@@ -119,6 +120,9 @@ class FairSMOTE(Method):
     def batches(cls, run: Run) -> PartnerLoader:
         images, partners = cls.rows(run)
         return partner_loader(run.data, run.data.real.take(images), run.data.real.take(partners))
+
+    def passes(self, batch: Batch) -> int:
+        return len(batch[1]) // 2  # of two images comes one
 
     def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
