@@ -32,7 +32,7 @@ from utils import config as configuration
 from utils import launcher
 from utils.blocks import require_block
 from utils.config import Config
-from utils.engine import accuracy, predictions, save_torch
+from utils.engine import accuracies, predictions, save_torch
 from utils.errors import UserError, exit_cleanly
 from utils.events import events_of, require_tensorboard
 from utils.files import is_plain_name, remove_leftovers, write_atomic, write_json
@@ -242,7 +242,8 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in run.log))
         validation = None
         if data.val is not None:
-            validation = {"acc": accuracy(trained, data.loader(data.val, train=False))}
+            measured = accuracies(trained, data.loader(data.val, train=False))
+            validation = {"acc": measured["accuracy"], "class_acc": measured["class-accuracy"]}
         test = data.loader(data.test, train=False)  # read once, after everything was chosen
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {

@@ -215,6 +215,7 @@ CHANGED = {
     "rule": ["random"],
     "data_seed": ["1"],
     "val": ["none"],
+    "best_epoch": ["class-accuracy"],
     "test_size": ["12"],
     "prompt_set": ["plain"],
     "synthetic_ratio": ["1.2"],
@@ -617,6 +618,26 @@ def test_which_epoch_is_kept(ties, validation, kept, tmp_path):
     fit(scripted(ties), OneBatch(), OneBatch() if validation else None, tmp_path, "stage")
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == kept
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("best_by", "kept"), [("accuracy", 1), ("class-accuracy", 2)])
+def test_an_epoch_can_be_kept_by_the_mean_of_the_classes(best_by, kept, tmp_path):
+    """Three images of class 1 and one of class 0: the first epoch calls all of them 1, the second
+    all but the first 0."""
+    class Unbalanced(Scripted):
+        right = (4, 1)  # called 1
+
+    images = OneBatch()
+    images.table.y[3] = 0
+    recipe = Recipe(epochs=2, lr=1, ties="earlier", best_by=best_by)
+    method = Unbalanced(nn.Linear(1, 1, bias=False), recipe)
+    nn.init.zeros_(method.model.weight)
+    method.loss = 0.5
+    log = fit(method, OneBatch(), images, tmp_path, "stage")
+    assert [row["val_acc"] for row in log] == [0.75, 0.5]
+    assert [row["val_class_acc"] for row in log] == pytest.approx([0.5, (1 / 3 + 1) / 2])
+    assert log[-1]["kept"] == kept
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == kept
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

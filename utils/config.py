@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.launcher import LAUNCHERS, PARAMETERS
 from utils.options import ArgumentParser, path
-from utils.recipe import Recipe
+from utils.recipe import BEST_BY, Recipe
 from utils.records import weights_digest
 
 
@@ -96,6 +96,9 @@ class DataConfig:
     data_seed: int = flag(0, "of random subsets and test draws", type=SEED)
     val: str = flag("official", "the best epoch is that of the best validation accuracy (no group "
                     "labels), or the last", choices=("official", "none"))
+    best_epoch: str = flag(
+        "accuracy", "measure on the validation images by which an epoch is the best: accuracy, as "
+        "in the release, or the accuracy averaged over the two classes of y", choices=BEST_BY)
     test_size: int | None = flag(None, "draw a balanced test set of this size, a multiple of 4",
                                  type=COUNT)
     synthetic_root: Path | None = flag(None, "folder of synthetic images", result=False, type=path)
@@ -157,7 +160,7 @@ class TrainConfig:
     def _recipe(self, stage: str, ties: str) -> Recipe:
         own = {key: getattr(self, f"{stage}_{key}") for key in ("epochs", "lr", "milestone")}
         return Recipe(**own, gamma=self.gamma, momentum=self.momentum,
-                      weight_decay=self.weight_decay, ties=ties)
+                      weight_decay=self.weight_decay, best_by=self.best_epoch, ties=ties)
 
     @property
     def pretrain(self) -> Recipe:

@@ -34,9 +34,13 @@ def predictions(method, loader) -> np.ndarray:
     return (logits_of(method, loader) > 0).astype(np.int64)
 
 
-def accuracy(method, loader) -> float:
-    """Share of right predictions, no group labels involved."""
-    return float((predictions(method, loader) == loader.table.y).mean())
+def accuracies(method, loader) -> dict[str, float]:
+    """`accuracy`: share of right predictions; `class-accuracy`: its mean over the classes of y that
+    there are, each counting alike. No group labels are involved."""
+    y = loader.table.y
+    right = predictions(method, loader) == y
+    by_class = [right[y == label].mean() for label in np.unique(y)]
+    return {"accuracy": float(right.mean()), "class-accuracy": float(np.mean(by_class))}
 
 
 def save_torch(path: Path, value) -> None:
@@ -68,11 +72,11 @@ def fit(
 ) -> list[dict]:
     """Train to the recipe's last epoch; folder/model.pt then is the best epoch's model.
 
-    The best epoch is the most accurate on val_loader (no group labels), or the last one where
-    val_loader is None. folder/state.pt is written after every epoch and on SIGTERM: a start with
-    the same arguments resumes there and ends in the same bits (on CPU). It holds the best
-    weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch;
-    its `passes` are the images that went forward and backward.
+    The best epoch is the most accurate on val_loader by the recipe's `best_by` (no group labels),
+    or the last one where val_loader is None. folder/state.pt is written after every epoch and on
+    SIGTERM: a start with the same arguments resumes there and ends in the same bits (on CPU). It
+    holds the best weights too, so that a kill never parts them from the log. Returns the log, one
+    dict an epoch; its `passes` are the images that went forward and backward.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError
     where the loss is not finite.
     """
@@ -125,10 +129,11 @@ def fit(
         if val_loader is None:
             better = True
         else:
-            row["val_acc"] = accuracy(method, val_loader)
-            ahead = row["val_acc"] > best
-            better = ahead or (recipe.ties == "later" and row["val_acc"] == best)
-            best = max(best, row["val_acc"])
+            measured = accuracies(method, val_loader)
+            row["val_acc"], row["val_class_acc"] = measured.values()
+            value = measured[recipe.best_by]
+            better = value > best or (recipe.ties == "later" and value == best)
+            best = max(best, value)
         if better:
             best_epoch = epoch + 1
             kept = {key: value.clone() for key, value in method.model.state_dict().items()}
