@@ -284,21 +284,24 @@ def write_tables(experiment: Experiment) -> None:
 
 
 def in_jobs(
-    config: Config, methods: Mapping[str, type[Method]], argv: list[str]
+    config: Config, methods: Mapping[str, type[Method]], argv: list[str], *, merged: bool = False
 ) -> list[list[str]]:
     """The command lines of its runs: every method and seed, one method's seeds first, as each
-    pre-trains a model for which the other methods would wait."""
+    pre-trains a model for which the other methods would wait. merged: a seed's other methods are
+    one command, so that a process starts once for all of them."""
     plain = [*argv, "--launcher", "none", "--slurm", "--jobs", "1", "--no-tables"]
-    return [[*plain, "--methods", name, "--seeds", str(seed), *_own(config, name)]
-            for name in methods for seed in config.seeds]
+    names = list(methods)
+    groups = [names[:1], names[1:]] if merged else [[name] for name in names]
+    return [[*plain, "--methods", *group, "--seeds", str(seed), *_own(config, group)]
+            for group in groups if group for seed in config.seeds]
 
 
-def _own(config: Config, name: str) -> list[str]:
-    """--set of one method alone."""
+def _own(config: Config, names: list[str]) -> list[str]:
+    """--set of these methods alone."""
     if not config.set:
         return []
-    single = len(rows_of(config)) == 1
-    return ["--set", *(pair for pair in config.set if single or pair.startswith(f"{name}."))]
+    single, own = len(rows_of(config)) == 1, tuple(f"{name}." for name in names)
+    return ["--set", *(pair for pair in config.set if single or pair.startswith(own))]
 
 
 @exit_cleanly
@@ -306,7 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     experiment = prepare(argv)
     config = experiment.config
-    runs = in_jobs(config, experiment.methods, argv)
+    few = config.launcher == "none" and len(config.seeds) >= config.jobs  # processes are enough
+    runs = in_jobs(config, experiment.methods, argv, merged=few)
     if config.launcher != "none":
         last = Task("train", "main", [*argv, "--launcher", "none", "--slurm"])
         tasks = [Task("train", "main", run) for run in runs]

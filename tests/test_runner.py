@@ -281,16 +281,19 @@ def test_jobs_are_train_pys(tmp_path):
             jobs]
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("name", ["table1", "table4", "table9", "fairif-table11", "bias-ratio"])
-def test_every_job_of_a_table_is_taken_alone(name, tmp_path):
+def test_every_job_of_a_table_is_taken_alone(name, merged, tmp_path):
     """--jobs and SLURM: a job knows neither the table's other rows nor their --set."""
     lines = recorded(tmp_path, name, RESULTS=str(tmp_path / "results"))
     line = [line for line in lines if line[0] == "train.py"][-1]
     (table,) = trainings([line])
-    jobs = train.in_jobs(table, train.rows_of(table), line[1:])
+    jobs = train.in_jobs(table, train.rows_of(table), line[1:], merged=merged)
     runs = trainings([["train.py", *words] for words in jobs])
+    rows = tuple(train.rows_of(table))
+    parts = filter(None, (rows[:1], rows[1:])) if merged else [(row,) for row in rows]
     assert [(args.methods, args.seeds) for args in runs] == [
-        ((row,), (seed,)) for row in train.rows_of(table) for seed in table.seeds]
+        (part, (seed,)) for part in parts for seed in table.seeds]
     assert sum(len(args.set) for args in runs) == len(table.set) * len(table.seeds)
     assert all(args.no_tables for args in runs)
 
