@@ -4,8 +4,7 @@
 #   bash runner.sh                           the demo, end to end: 2 CPU cores, without a download
 #   bash runner.sh table3                    Table 3 on the demo's faces
 #   SETTING=celeba bash runner.sh table3     as in the paper: CelebA Smiling/Male (needs a GPU)
-#   SETTING=celeba PROTECTED=Young ...       Smiling/Young; TARGET=Young: Young/Male
-#   SETTING=utkface bash runner.sh table3    Female/White
+#   SETTING=utkface bash runner.sh table3    Female/White; TARGET=, PROTECTED=: another pair
 #   bash runner.sh celeba Young Male         METHODS on one pair
 #   bash runner.sh table3 --tensorboard      further flags go to every train.py of the experiment
 #   bash runner.sh table3 --launcher slurm --slurm partition=gpu gpus=1 cpus=8
@@ -13,28 +12,26 @@
 # Every command is printed so that it can be pasted. Interrupted? Rerun the same line to resume. A
 # table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Where
 # the paper has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of
-# CelebA Smiling/Male, EO in the worst case, and the cost: of a row in passes over the 20,000
-# images a seed (ERM's 15 are shared by a setting's tables), and of the demo's three seeds on one
-# core.
+# CelebA Smiling/Male, EO in the worst case, and the cost of a row in passes over the 20,000 images
+# a seed (ERM's 15 are shared by a setting's tables); the demo's passes of 1,500 take 2 s each.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 EXPERIMENT=${1:-demo}; [ $# -eq 0 ] || shift
 SETTING=${SETTING:-demo}                 # demo, celeba, utkface; FairIF's: demo, celeba, fairface
-METHODS=${METHODS:-erm full_finetuning aim_fair}
 RESULTS=${RESULTS:-results}
 DATA=${DATA:-data}                       # everything unpacked, decoded or generated goes here
 SYNTHETIC=${SYNTHETIC:-$DATA/synthetic}  # images made by stable_diffusion/generation.sh
 EDITS=${EDITS:-$DATA/edits}              # DiGA's, made by python -m stable_diffusion.edit
 PYTHON=${PYTHON:-python}
-JOBS=${JOBS:-}                           # seeds at once
+JOBS=${JOBS:-}                           # seeds at once; the demo: 2
 
 PAPER=aim_fair
 case $EXPERIMENT in  # these choose their own setting or pair
   celeba) SETTING=celeba
     case ${1:--} in -*) ;; *) TARGET=$1; shift ;; esac
     case ${1:--} in -*) ;; *) PROTECTED=$1; shift ;; esac ;;
-  judge) SETTING=demo ;;
+  judge | domain-gap) SETTING=demo ;;
   table11) TARGET=Male; PROTECTED=Young; [ "$SETTING" != demo ] || PROTECTED=Smiling ;;
   fairif-table5 | fairif-table6 | fairif-table11 | fairif-figure2) PAPER=fairif ;;
 esac
@@ -42,18 +39,22 @@ pair() { TARGET=${TARGET:-$1} PROTECTED=${PROTECTED:-$2}; }
 PROMPT_SET=contextual_head_poses_50 TEN="100 200 300 400 500 600 700 800 900 1000"
 RATIOS="aim_fair_0.5x aim_fair_1x aim_fair_1.5x aim_fair_2x" RATIO=aim_fair_1x
 BEST_RATE=best_paper_rate RATE=aim_fair_lr0.06  # of 0.04, 0.05, 0.06; printed are ten times these
-AIM_FAIR="--pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55"
+EPOCHS=15 MILESTONE=10 AIM_FAIR="--pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55"
 # FairIF: the paper states neither optimiser nor batch; here SGD with momentum 0.9 and 128.
-FAIRIF="--backbone resnet18_h128 --pretrained none --pretrain-lr 0.0002 --pretrain-epochs 50
+DATA_FLAGS="--dataset $SETTING --size all"
+TRAIN_FLAGS="--backbone resnet18_h128 --pretrained none --pretrain-lr 0.0002 --pretrain-epochs 50
   --pretrain-milestone 50"
 case $PAPER-$SETTING in
-  *-demo)  # size, epochs and rates were chosen on its validation faces; see README, "The demo"
-    pair Smiling Male; DATA_ROOT=$DATA/demo SYNTHETIC=$DATA/synthetic_demo SIZE=1500
+  *-demo)  # all of it chosen on validation faces and time; see README, "The demo"
+    METHODS=${METHODS:-erm erm_longer linear_probing full_finetuning aim_fair} JOBS=${JOBS:-2}
+    NARROW="--steps 10 --guidance 3" WIDE="--steps 3 --guidance 8"  # gap to the photographs
+    SYNTHETIC=$DATA/synthetic_wide SAMPLER=$WIDE
+    pair Smiling Male; DATA_ROOT=$DATA/demo SIZE=1500 EPOCHS=24 MILESTONE=18
     DATA_FLAGS="--dataset demo --size $SIZE --synthetic-ratio 0.8 --synthetic-biased-ratio 0.44"
-    TRAIN_FLAGS="--pretrained none --image-size 64 --min-crop 0.4 --batch-size 32
-      --pretrain-lr 0.02 --pretrain-epochs 8 --pretrain-milestone 6
-      --finetune-lr 0.01 --finetune-epochs 2"
-    SEEDS=${SEEDS:-100 200 300} BEST_RATE=best_rate RATE=aim_fair_lr0.01  # of 0.005, 0.01, 0.02
+    TRAIN_FLAGS="--backbone resnet18_quarter --pretrained none --image-size 64 --min-crop 0.4
+      --batch-size 32 --pretrain-lr 0.02 --pretrain-epochs $EPOCHS --pretrain-milestone $MILESTONE
+      --finetune-lr 0.005 --finetune-epochs 5 --best-epoch class-accuracy"
+    SEEDS=${SEEDS:-100 200 300 400 500} BEST_RATE=best_rate RATE=aim_fair_lr0.005
     RATIOS="aim_fair_0.2x aim_fair_0.4x aim_fair_0.6x aim_fair_0.8x" RATIO=aim_fair_0.8x ;;
   aim_fair-celeba)
     pair Smiling Male; DATA_ROOT=${CELEBA:-$DATA/celeba} SIZE=20000
@@ -62,15 +63,12 @@ case $PAPER-$SETTING in
     pair Female White; DATA_ROOT=${UTKFACE:-$DATA/utkface} SIZE=10000 PROMPT_SET=contextual_50
     DATA_FLAGS="--dataset utkface --size $SIZE --test-size 3200 --prompt-set $PROMPT_SET"
     TRAIN_FLAGS=$AIM_FAIR SEEDS=${SEEDS:-$TEN} ;;
-  fairif-celeba)
-    pair Blond_Hair Male; DATA_ROOT=${CELEBA:-$DATA/celeba}
-    DATA_FLAGS="--dataset celeba --size all" TRAIN_FLAGS=$FAIRIF SEEDS=${SEEDS:-100 200 300} ;;
-  fairif-fairface)
-    pair Male White; DATA_ROOT=${FAIRFACE:-$DATA/fairface}
-    DATA_FLAGS="--dataset fairface --size all" TRAIN_FLAGS=$FAIRIF SEEDS=${SEEDS:-100 200 300} ;;
+  fairif-celeba) pair Blond_Hair Male; DATA_ROOT=${CELEBA:-$DATA/celeba} ;;
+  fairif-fairface) pair Male White; DATA_ROOT=${FAIRFACE:-$DATA/fairface} ;;
   *) echo "error: $EXPERIMENT has no SETTING=$SETTING; there are demo, celeba and utkface, for" \
        "FairIF's image tables demo, celeba and fairface" >&2; exit 2 ;;
 esac
+METHODS=${METHODS:-erm full_finetuning aim_fair} SEEDS=${SEEDS:-100 200 300}
 FOLDER=${SETTING}_${TARGET}_$PROTECTED; [ "$FOLDER" != demo_Smiling_Male ] || FOLDER=demo
 MORE=("$@")
 case " $* " in *" --launcher slurm "* | *" --launcher=slurm "*) SLURM=yes ;; *) SLURM= ;; esac
@@ -86,6 +84,9 @@ train() {  # folder of the table, flags of train.py
     --results "$RESULTS" --store-dir "$DATA/store" ${JOBS:+--jobs $JOBS} --seeds $SEEDS "$@" \
     ${MORE[@]+"${MORE[@]}"}
 }
+compare() {  # folder, rows, further flags: paired differences are to the first row
+  local folder=$1; shift; train $folder --baseline $1 --methods "$@"
+}
 run() { show "$@"; $PYTHON "$@"; }
 show() { { printf '\n$'; printf ' %q' $PYTHON "$@"; echo; } >&2; }
 after() {  # a command on finished runs
@@ -93,7 +94,7 @@ after() {  # a command on finished runs
 }
 images() {  # prompt sets: the demo's images are made here; see generation.sh for the paper's
   for set in "$@"; do
-    MODEL=demo PROMPTS=$(prompts "$set") OUT=$SYNTHETIC PYTHON=$PYTHON \
+    MODEL=demo PROMPTS=$(prompts "$set") OUT=$SYNTHETIC PYTHON=$PYTHON SAMPLER=$SAMPLER \
       bash stable_diffusion/generation.sh
   done
 }
@@ -103,11 +104,31 @@ prompts() {  # prompt set: the file of the pair, or of the pair turned round
 }
 on_demo() { [ "$SETTING" != demo ] || echo "$@"; }  # a --set of yours takes the place of these
 
-# --- the demo: ERM 83/64/29, full fine-tuning 83/73/8, AIM-Fair 83/74/7; 14 minutes on 2 cores ----
-demo() { train . --methods $METHODS; }
+# --- the demo: README, "The demo", says what it prints and how long it takes ----------------------
+demo() { compare . $METHODS; }
+domain-gap() {  # images of two samplers: with the wider gap synthetic only loses, as in the paper
+  gap narrow "$NARROW"; gap wide "$WIDE"
+  compare domain-gap erm erm_longer
+}
+gap() {  # name, sampler: the rows that learn from its images
+  local row SYNTHETIC=$DATA/synthetic_$1 SAMPLER=$2
+  images $PROMPT_SET
+  for row in synthetic_only linear_probing full_finetuning aim_fair; do
+    train domain-gap --methods $row --name ${row}_$1 --no-tables
+  done
+}
+longer() {  # is the bias that of a model stopped early? ERM 2 and 4 times as long, repaired too
+  local name times
+  for name in erm_2x erm_4x full_finetuning_4x aim_fair_4x; do
+    times=${name##*_}; times=${times%x}
+    train longer --methods ${name%_?x} --name $name --no-tables \
+      --pretrain-epochs $((EPOCHS * times)) --pretrain-milestone $((MILESTONE * times))
+  done
+  compare longer erm erm_longer full_finetuning aim_fair
+}
 judge() {  # a ResNet-18 trained on a balanced sample of the photographs judges the images
-  local judge="--methods erm --minority 0.5 --size 2200 --pretrain-epochs 14
-    --pretrain-milestone 11 --seeds 100"
+  local judge="--methods erm --minority 0.5 --size 2200 --backbone resnet18 --seeds 100
+    --pretrain-epochs 14 --pretrain-milestone 11"
   train judge_target $judge
   train judge_protected $judge --target "$PROTECTED" --protected "$TARGET"
   run -m stable_diffusion.audit --images "$SYNTHETIC/$PROMPT_SET/${TARGET}_$PROTECTED" \
@@ -119,19 +140,16 @@ celeba() {  # beside the paper's table that has the pair
   case ${TARGET}_$PROTECTED in Young_Male) number=1 ;; Male_Young) number=11 ;; esac
   train . --paper-table $number --methods $METHODS
 }
-
 # --- AIM-Fair's tables ---------------------------------------------------------------------------
 # ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
 # JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
 # Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of errors, MAPLE about 60,
-# DiGA 300 of BYOL and 15, AIM-Fair 13. Demo: 3 hours.
+# DiGA 300 of BYOL and 15, AIM-Fair 13.
 table1() { debiasing table1 1 $SIZE; }
 # 50%: ERM 87.50/67.80/26.10, AIM-Fair 88.85/83.99/6.28; 25%: 87.10/65.90/27.70, 88.89/82.54/7.59;
 # 10%: 86.90/62.80/28.90, 87.90/81.73/8.16. Cost: 85% of Table 1's.
 table2() {
-  debiasing table2/50 "2 (50%)" $((SIZE / 2))
-  debiasing table2/25 "2 (25%)" $((SIZE / 4))
-  debiasing table2/10 "2 (10%)" $((SIZE / 10))
+  for share in 50 25 10; do debiasing table2/$share "2 ($share%)" $((SIZE * share / 100)); done
 }
 debiasing() {  # folder, the paper's table, training images
   local diga=
@@ -157,35 +175,28 @@ edits() {  # folder, training images: the demo edits those that an ERM run has l
 }
 # ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
 # repairing 89.72/75.05/21.18, linear probing 89.69/77.41/17.51, full 88.77/82.74/6.83,
-# AIM-Fair 89.02/84.20/6.07. Cost: 15 to 30, fine-tuned 10, AIM-Fair 13. Demo: 50 minutes.
+# AIM-Fair 89.02/84.20/6.07. Cost: 15 to 30, fine-tuned 10, AIM-Fair 13.
 table3() {
-  train table3 --paper-table 3 --methods erm synthetic_only data_supplementation data_repairing \
-    linear_probing full_finetuning aim_fair --baseline erm
+  compare table3 erm synthetic_only data_supplementation data_repairing linear_probing \
+    full_finetuning aim_fair --paper-table 3
 }
 # best (here: on validation) random 89.33/82.17/9.11, one block updated 90.04/80.64/12.45, frozen
-# 89.06/83.48/7.00, cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Ours beside them: a random
-# mask of AIM-Fair's size, batch norm's running statistics frozen too. Cost: 10 to 13 each of 20
-# rows. Demo: 80 minutes.
+# 89.06/83.48/7.00, cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Beside them a random mask
+# of AIM-Fair's size, and batch norm's running statistics frozen. Cost: 10 to 13 each of 20 rows.
 table4() {
   train table4 --paper-table 4 --methods best_random random_mask best_update best_freeze \
     aim_fair_cosine aim_fair aim_fair_frozen_batch_norm --baseline aim_fair
 }
-# trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30,
-# contextual (50) 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row, and the images
-# of all four sets, 3.5 EFLOP each. Demo: 70 minutes.
+# trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30, (50)
+# 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row; a set's images, 3.5 EFLOP.
 table5() {
-  train table5 --paper-table 5 --methods synthetic_only_plain synthetic_only_contextual_25 \
-    synthetic_only_contextual_50 synthetic_only_contextual_head_poses_50 \
-    --baseline synthetic_only_plain
+  compare table5 synthetic_only_{plain,contextual_{25,50,head_poses_50}} --paper-table 5
 }
 # full 88.77/82.74/6.83; 4:6 89.23/83.90/8.78, 3:7 88.90/83.52/7.72, 2:8 88.97/83.16/7.30,
-# 1:9 89.02/84.20/6.07. Cost: 13 a row. Demo: 26 minutes.
-table6() {
-  train table6 --paper-table 6 --methods full_finetuning aim_fair_4_6 aim_fair_3_7 aim_fair_2_8 \
-    aim_fair_1_9 --baseline full_finetuning
-}
+# 1:9 89.02/84.20/6.07. Cost: 13 a row.
+table6() { compare table6 full_finetuning aim_fair_{4_6,3_7,2_8,1_9} --paper-table 6; }
 # 0.5x 89.51/80.80/10.31, 1x 89.02/84.20/6.07, 1.5x 88.34/81.25/7.13, 2x 88.81/83.36/6.08
-# The demo has images for 0.8x. Cost: 8, 13, 18 and 23. Demo: 22 minutes.
+# The demo has images for 0.8x. Cost: 8, 13, 18 and 23.
 table7() { train table7 --paper-table 7 --methods $RATIOS --baseline $RATIO; }
 # SETTING=utkface: ERM 88.86/79.58/16.59, 0.5x 88.91/82.61/6.74, 1x 88.30/84.26/4.81,
 # 1.5x 88.23/83.70/5.45, 2x 88.98/83.04/6.73
@@ -198,12 +209,10 @@ table8() {
     erm synthetic_only data_supplementation full_finetuning lora ltgc aim_fair --baseline erm
 }
 # ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07. Cost: 15, 27, 13.
-table9() { train table9 --paper-table 9 --methods erm ltgc aim_fair --baseline erm; }
+table9() { compare table9 erm ltgc aim_fair --paper-table 9; }
 # Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The images are
 # those of Young/Male (demo: of Smiling/Male) with the groups transposed. Cost: 15, 10, 13.
-table11() {
-  train table11 --paper-table 11 --methods erm full_finetuning aim_fair --baseline erm
-}
+table11() { compare table11 erm full_finetuning aim_fair --paper-table 11; }
 # The minority groups' share, estimated by JTT's error set without group labels: the paper's 1:9.
 bias-ratio() {
   train bias-ratio --methods jtt $(on_demo --set jtt.first_epochs=5 jtt.upweight=10)
@@ -211,22 +220,14 @@ bias-ratio() {
 }
 # The fine-tuning's rate, chosen on validation. Cost: 13 each.
 rates() { train rates --methods $BEST_RATE --baseline $RATE; }
-
 # --- figures: drawn from saved runs; a missing run is made first ---------------------------------
 figure1() {  # accuracy against EO and WST of every strategy
-  table3
-  table4
+  table3; table4
   after utils.reporting "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
-figure2() {  # freezing one block: rows of Table 4
-  train figure2 --methods full_finetuning freeze_stem freeze_layer1 freeze_layer2 freeze_layer3 \
-    freeze_layer4 freeze_fc aim_fair --baseline full_finetuning
-}
+figure2() { compare figure2 full_finetuning freeze_{stem,layer{1,2,3,4},fc} aim_fair; }  # blocks
 figure4() { grids --cells 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
-figure5() {  # top-k; the paper's best is 55. Cost: 13 each
-  train figure5 --methods aim_fair_k40 aim_fair_k45 aim_fair_k50 aim_fair_k55 aim_fair_k60 \
-    --baseline aim_fair_k55
-}
+figure5() { compare figure5 aim_fair_k{55,40,45,50,60}; }  # top-k; the paper's best is 55. Cost: 13
 # t-SNE of the test images' features by (y, a); the paper: ERM's part by the protected attribute,
 # with synthetic data too, AIM-Fair's less. Ours says beside it how well they tell the attribute.
 figure6() {
@@ -290,8 +291,8 @@ influences() { for row in influence fairif fairif_shuffled; do printf "$row.%s "
 # 95.26/4.42/.2256/.3872, FairIF 95.37/3.81/.1220*/.3145; on FairFace, Male/White: Original
 # 86.68/7.23/.0721/.0610, FairIF 86.63/4.14/.0048*/.0105. * is impossible: AOD < EOD / 2.
 fairif-table5() {
-  train fairif-table5 --paper-table fairif-5 --methods erm cfair domind arl fairsmote influence \
-    fairif fairif_shuffled --baseline erm $(demo_fairif fairif fairif_shuffled)
+  compare fairif-table5 erm cfair domind arl fairsmote influence fairif fairif_shuffled \
+    --paper-table fairif-5 $(demo_fairif fairif fairif_shuffled)
 }
 # On the demo the influence moves layer4 and fc alone, 12 products over 300 images: no more than an
 # ERM run. With the damping 0.1, 10 steps left a residual of 0.001 (0.01: 14 left 0.03; over all
@@ -304,7 +305,7 @@ demo_fairif() {
 # +.07/-23.7/-37.1/-23.5, on FairFace +.40/-35.8/-48.8/-66.9; summary.md prints the other four.
 fairif-table6() {
   local networks="resnet18_h128 resnet34_h128 resnet50_h128" start=imagenet row network
-  [ "$SETTING" != demo ] || { networks=resnet18; start=none; }
+  [ "$SETTING" != demo ] || { networks=resnet18_quarter; start=none; }
   for network in ${NETWORKS:-$networks}; do
     for row in erm fairif fairif_shuffled; do
       train fairif-table6 --methods $row --name ${row}_${network%_h128} --backbone $network \
@@ -316,22 +317,21 @@ fairif-table6() {
 # .1220*, 50% .1491*, 25% .1873*, 10% .2219*; on FairFace .0721, .0048*, .0073*, .0089, .0149. The
 # epoch is chosen on all of them, without group labels.
 fairif-table11() {
-  train fairif-table11 --paper-table fairif-11 --methods erm fairif fairif_50 fairif_25 fairif_10 \
-    fairif_shuffled --baseline erm \
-    $(demo_fairif fairif fairif_50 fairif_25 fairif_10 fairif_shuffled)
+  compare fairif-table11 erm fairif{,_50,_25,_10,_shuffled} --paper-table fairif-11 \
+    $(demo_fairif fairif{,_50,_25,_10,_shuffled})
 }
 # The images weighted most and least; the paper: blond men up and blond women down on CelebA, dark
 # skin up and light skin down on FairFace.
 fairif-figure2() { train fairif-figure2 --methods fairif $(demo_fairif fairif); }
-# AIM-Fair's strategies and FairIF in AIM-Fair's settings (demo, celeba, utkface). Demo: 45 minutes.
+# AIM-Fair's strategies and FairIF in AIM-Fair's settings (demo, celeba, utkface).
 fairif-strategies() {
-  train fairif-strategies --paper-table 3 --methods erm full_finetuning aim_fair fairif \
-    fairif_shuffled --baseline erm $(demo_fairif fairif fairif_shuffled)
+  compare fairif-strategies erm full_finetuning aim_fair fairif fairif_shuffled --paper-table 3 \
+    $(demo_fairif fairif fairif_shuffled)
 }
 
-EXPERIMENTS="demo judge celeba table1 table2 table3 table4 table5 table6 table7 table8 table9
-  table10 table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7 figure8
-  fairif-table1 fairif-table2 fairif-table3 fairif-table4 fairif-table5 fairif-table6
+EXPERIMENTS="demo judge celeba domain-gap longer table1 table2 table3 table4 table5 table6 table7
+  table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7
+  figure8 fairif-table1 fairif-table2 fairif-table3 fairif-table4 fairif-table5 fairif-table6
   fairif-table11 fairif-figure2 fairif-strategies"
 case " $(echo $EXPERIMENTS) " in *" $EXPERIMENT "*) ;;
   *) echo "error: no experiment '$EXPERIMENT'; there are:" $EXPERIMENTS >&2; exit 2 ;;
@@ -339,7 +339,8 @@ esac
 case $EXPERIMENT-$# in *-0) ;; judge-* | figure4-* | figure7-*)
   echo "error: $EXPERIMENT takes no further flags: $*" >&2; exit 2 ;;
 esac
-case $SETTING-$EXPERIMENT in demo-bias-ratio | demo-fairif-*[0-9]) ;;  # these need no images
+case $SETTING-$EXPERIMENT in  # the first make none, or their own
+  demo-bias-ratio | demo-domain-gap | demo-fairif-*[0-9]) ;;
   demo-table5 | demo-figure[47]) images plain contextual_25 contextual_50 $PROMPT_SET ;;
   demo-*) images $PROMPT_SET ;;
 esac

@@ -76,20 +76,24 @@ def write_tables(experiment) -> None:
         print(report.write_report(setting))
 
 
-def in_jobs(config: Config, methods: Iterable[str], argv: list[str]) -> list[list[str]]:
+def in_jobs(
+    config: Config, methods: Iterable[str], argv: list[str], *, merged: bool = False
+) -> list[list[str]]:
     """The command lines of its runs: every method and seed, one method's seeds first, as each
-    pre-trains a model for which the other methods would wait."""
-    methods = list(methods)
+    pre-trains a model for which the other methods would wait. merged: a seed's other methods are
+    one command, so that a process starts once for all of them."""
     plain = [*argv, "--launcher", "none", "--slurm", "--jobs", "1", "--no-tables"]
+    names = list(methods)
 
-    def own(name: str) -> list[str]:
-        """--set of one method alone."""
+    def own(group: list[str]) -> list[str]:
+        """--set of these methods alone."""
         given = [pair for pair in config.set
-                 if len(methods) == 1 or pair.startswith(f"{name}.")]
+                 if len(names) == 1 or pair.startswith(tuple(f"{name}." for name in group))]
         return ["--set", *given] if config.set else []
 
-    return [[*plain, "--methods", name, "--seeds", str(seed), *own(name)]
-            for name in methods for seed in config.seeds]
+    groups = [names[:1], names[1:]] if merged else [[name] for name in names]
+    return [[*plain, "--methods", *group, "--seeds", str(seed), *own(group)]
+            for group in groups if group for seed in config.seeds]
 
 
 @exit_cleanly
@@ -103,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     PREEMPTION.install()
     experiment = prepare(config)
     config = experiment.config
-    runs = in_jobs(config, experiment.methods, argv)
+    few = config.launcher == "none" and len(config.seeds) >= config.jobs  # processes are enough
+    runs = in_jobs(config, experiment.methods, argv, merged=few)
     if config.launcher != "none":
         last = launcher.Task("train", "main", [*argv, "--launcher", "none", "--slurm"])
         tasks = [launcher.Task("train", "main", run) for run in runs]

@@ -21,7 +21,7 @@ from models.backbones import BACKBONES, check_shape, initial_weights, parameter_
 from models.checks import check_flags, check_samples
 from models.method import Method
 from utils.config import Config
-from utils.engine import accuracy, predictions, save_torch
+from utils.engine import accuracies, predictions, save_torch
 from utils.errors import UserError
 from utils.events import events_of
 from utils.files import write_atomic, write_json
@@ -134,6 +134,8 @@ class Experiment:
 def prepare(config: Config) -> Experiment:
     """The experiment, its data and their sizes checked before the first hour of training."""
     config = complete(config)
+    if config.device == "cpu":
+        torch.set_num_threads(config.threads)
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_of(config.set, methods))
     for method in methods.values():  # of the first seed: the others' are as large
@@ -160,7 +162,7 @@ def make_run(experiment: Experiment, name: str, seed: int) -> Run:
     changed = [key for key, value in options.items() if value != method.defaults[key]]
     if changed:
         notes["defaults_changed"] = {key: method.defaults[key] for key in changed}
-    identity = own.identity(finetune=method.needs_synthetic())
+    identity = own.identity(finetune=method.finetunes())
     return Run(
         config.results / config.setting / (config.name or name) / f"seed{seed}", own,
         data.seen_by(method.uses_attributes), seed,
@@ -193,12 +195,13 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in run.log))
         validation = None
         if data.val is not None:
-            validation = {"acc": accuracy(trained, data.loader(data.val, train=False))}
+            measured = accuracies(trained, data.loader(data.val, train=False))
+            validation = {"acc": measured["accuracy"], "class_acc": measured["class-accuracy"]}
         test = data.loader(data.test, train=False)  # read once, after everything was chosen
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
-            "selected_epoch": run.log[-1]["kept"],
+            "selected_epoch": run.log[-1]["kept"], "passes": run.passes,
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,

@@ -80,6 +80,7 @@ class Method:
         if compiled:
             torch.compiler.reset()  # a process trains more networks than it may hold compiled
             self.network = torch.compile(model, dynamic=False)
+        self.evaluations = 1  # of the loss in a step: an L-BFGS round has many
         self.full_batch = 0  # images of the largest batch that was predicted
         self.autocast = autocast
         self.frozen_batch_norm = frozen_batch_norm
@@ -112,14 +113,20 @@ class Method:
     def update(self, batch: Batch) -> Tensor:
         """One step on (index, x, y, a); returns the detached loss, on the device."""
         def objective() -> Tensor:
+            self.evaluations += 1
             loss = self.loss(batch) + self.recipe.penalty(self.trained())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             return loss
 
+        self.evaluations = 0
         if self.recipe.optimizer == "lbfgs":
             self.optimizer.state.clear()  # a round starts anew: the loss may be another one
         return self.optimizer.step(objective).detach()
+
+    def passes(self, batch: Batch) -> int:
+        """Samples that `update` took forward and backward, counted as often as it did."""
+        return len(batch[1]) * self.evaluations
 
     def end_epoch(self) -> None:
         self.schedule.step()
@@ -155,6 +162,11 @@ class Method:
     def needs_synthetic(cls) -> bool:
         """Whether it learns from synthetic images."""
         return bool({cls.training_set, *cls.sets} - {"real"})
+
+    @classmethod
+    def finetunes(cls) -> bool:
+        """Whether its results depend on the flags of the fine-tuning, synthetic images' included"""
+        return cls.needs_synthetic() or "finetune" in cls.stages
 
     @classmethod
     def tables(cls, data: Data) -> dict[str, Table]:

@@ -6,7 +6,7 @@ it, one line in models/strategies.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,17 +130,28 @@ class Rule:
     blocks: tuple[str, ...] = ()
 
     def mask(self, model: nn.Module, run: Run) -> dict:
-        """The mask of a pre-trained model. Raises UserError where none can be made."""
-        names, gradients = parameter_names(model), {}
+        """The mask of a pre-trained model; its `passes` are the images of the mean gradients.
+
+        Raises UserError where none can be made.
+        """
+        names, gradients, images = parameter_names(model), {}, []
         for block in self.blocks:
             require_block(block, names, "the network")
         for name in self.sets:
             loader = run.data.loader(getattr(run.data, name), train=True)
             gradients[name] = mean_gradients(
-                model, loader.epoch(0), bce, count=len(loader), name=f"gradient, {name}",
-                autocast=run.config.autocast, check=PREEMPTION.check,
+                model, counted(loader.epoch(0), images), bce, count=len(loader),
+                name=f"gradient, {name}", autocast=run.config.autocast, check=PREEMPTION.check,
             )
-        return self.choose(names, gradients, run.config, run.seed)
+        mask = self.choose(names, gradients, run.config, run.seed)
+        return mask | {"passes": sum(images)}
+
+
+def counted(batches: Iterable[tuple], images: list[int]) -> Iterator[tuple]:
+    """The batches (index, x, y, a); the number of images of each is appended."""
+    for batch in batches:
+        images.append(len(batch[1]))
+        yield batch
 
 
 def mask_of(names: list[str], chosen: Iterable[str], criterion: str, **more) -> dict:

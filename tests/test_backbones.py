@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import train
+from models import backbones
 from models.backbones import BACKBONES, parameter_names
 from models.debiasing.base import losses_of
 from models.debiasing.maple import environment_risk, hypergradient
@@ -17,6 +19,7 @@ from models.fairif.hessian import curvature_product, evaluation, flatten
 from models.fairif.influence import gap_gradients, loss_derivatives
 from models.fairif.relaxation import Relaxation
 from models.selection import SENSITIVE_TO_BIAS
+from utils.errors import UserError
 
 SIDE = 28  # the digits' networks take no other
 
@@ -79,6 +82,28 @@ def test_influence_agrees_with_gradients_of_single_samples(model):
     with evaluation(model):
         bend = (gradients[:1] * curvature_product(model, [(index, x, y, a)], gradients[:1])).sum()
     assert gradients.shape == (2, size) and bend > 0
+
+
+def test_the_quarter_network_is_resnet18_with_a_quarter_of_the_channels():
+    """Every tensor of ResNet-18, in its order: channels / 4, kernels and the image's three as they
+    are."""
+    whole, narrow = (dict(backbones.build(name).state_dict()) for name in
+                     ("resnet18", "resnet18_quarter"))
+    assert list(narrow) == list(whole)
+    for name, tensor in whole.items():
+        expected = [side // 4 if side >= 64 else side for side in tensor.shape]
+        assert list(narrow[name].shape) == expected, name
+    assert len(parameter_names(backbones.build("resnet18_quarter"))) == 62
+    stem = narrow["conv1.weight"]  # initialised as torchvision does: fan-out of 16 channels of 7x7
+    assert float(stem.std()) == pytest.approx((2 / (16 * 49)) ** 0.5, rel=0.05)
+
+
+def test_the_quarter_network_has_no_published_weights(tmp_path):
+    with pytest.raises(UserError, match="^--pretrained imagenet: resnet18_quarter starts from ran"):
+        backbones.build("resnet18_quarter", "imagenet")
+    with pytest.raises(UserError, match="give --pretrained none"):  # before any data is read
+        train.prepare(["--methods", "erm", "--backbone", "resnet18_quarter", "--data-root",
+                       str(tmp_path / "nothing")])
 
 
 @pytest.mark.parametrize("model", ["vit_small_patch32"], indirect=True)

@@ -166,6 +166,8 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--top-k", "-3"], "--top-k"),
     (["--device", "cuda:"], "--device"),
     (["--workers", "-1"], "--workers"),
+    (["--threads", "0"], "--threads"),
+    (["--best-epoch", "worst-group"], "--best-epoch"),
     (["--min-crop", "0"], "--min-crop"),
     (["--min-crop", "1.1"], "--min-crop"),
     (["--synthetic-biased-ratio", "nan"], "--synthetic-biased-ratio"),

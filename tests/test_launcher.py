@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
 from refusals import refused
 
 import train
@@ -72,7 +71,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "draw_all", lambda *_: [])
     monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # the same sums
     monkeypatch.chdir(tmp_path)
 
 
@@ -212,12 +210,11 @@ def test_seeds_at_once_end_as_one_after_the_other(tmp_path, capfd):
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_processes_run_at_once_share_the_threads_and_may_say_much(tmp_path, monkeypatch):
+def test_processes_run_at_once_and_may_say_much(tmp_path):
     """Two wait for each other, which in turn they could not; each fills more than a pipe."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     program = (
-        "import os, pathlib, sys, time; me, other = map(pathlib.Path, sys.argv[1:]);"
-        "me.write_text(os.environ['OMP_NUM_THREADS']); print('x' * 200_000, file=sys.stderr);"
+        "import pathlib, sys, time; me, other = map(pathlib.Path, sys.argv[1:]);"
+        "me.touch(); print('x' * 200_000, file=sys.stderr);"
         "until = time.monotonic() + 60;\n"
         "while not other.exists():\n"
         "    assert time.monotonic() < until; time.sleep(0.02)"
@@ -225,8 +222,6 @@ def test_processes_run_at_once_share_the_threads_and_may_say_much(tmp_path, monk
     names = [str(tmp_path / name) for name in ("a", "b")]
     launcher.in_parallel(
         [[sys.executable, "-c", program, *pair] for pair in (names, names[::-1])], 2)
-    threads = str(max(1, os.cpu_count() // 2))
-    assert [Path(name).read_text() for name in names] == [threads] * 2
 
 
 def test_a_stopped_launcher_stops_its_processes(tmp_path, monkeypatch):

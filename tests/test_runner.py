@@ -13,7 +13,7 @@ import pytest
 import train
 from models import CHOICES, METHODS, backbones, tsne
 from models.experiment import complete, rows_of
-from stable_diffusion import grids
+from stable_diffusion import generate, grids
 from utils.config import Config
 from utils.options import options_of
 from utils.reporting.paper import FAIRIF_SETTINGS, TABLES, own_row, paper_row
@@ -157,6 +157,42 @@ def test_the_demo_draws_the_pair_that_is_asked_for(tmp_path):
     assert [line[0] for line in paper] == ["train.py"]  # its images take hours
 
 
+def test_the_demo_is_the_method_its_control_and_its_rivals(tmp_path):
+    (args,) = trainings(recorded(tmp_path))
+    assert args.methods == (
+        "erm", "erm_longer", "linear_probing", "full_finetuning", "aim_fair")
+    assert args.backbone == "resnet18_quarter" and args.threads == 1 and args.baseline == "erm"
+    assert args.best_epoch == "class-accuracy"
+    (paper,) = trainings(recorded(tmp_path, "celeba"))
+    assert paper.best_epoch == "accuracy"  # the release's
+    (args,) = trainings(recorded(tmp_path, METHODS="aim_fair jtt"))
+    assert args.methods == ("aim_fair", "jtt") and args.baseline == "aim_fair"
+
+
+def test_both_gaps_are_in_one_table_each_with_its_own_images(tmp_path):
+    lines = recorded(tmp_path, "domain-gap", LAUNCHER=str(tmp_path / "python"))
+    made = [generate.parse_arguments(line[1:]) for line in lines if line[0].endswith("rate.py")]
+    samplers = {str(args.out): (args.steps, args.guidance) for args in made}
+    assert samplers == {"data/synthetic_narrow": (10, 3), "data/synthetic_wide": (3, 8)}
+    runs = trainings(lines)
+    assert {args.setting for args in runs} == {"demo/domain-gap"}
+    assert {args.name: str(args.synthetic_root) for args in runs[:-1]} == {
+        f"{row}_{gap}": f"data/synthetic_{gap}" for gap in ("narrow", "wide")
+        for row in ("synthetic_only", "linear_probing", "full_finetuning", "aim_fair")}
+    assert runs[-1].methods == ("erm", "erm_longer") and not runs[-1].no_tables
+
+
+@pytest.mark.parametrize(("setting", "epochs", "milestone"), [("demo", 24, 18), ("celeba", 15, 10)])
+def test_longer_training_is_longer_with_the_same_schedule(setting, epochs, milestone, tmp_path):
+    runs = trainings(recorded(tmp_path, "longer", SETTING=setting))
+    times = {args.name or "": (args.pretrain_epochs / epochs, args.pretrain_milestone / milestone)
+             for args in runs}
+    assert times == {"": (1, 1), "erm_2x": (2, 2), "erm_4x": (4, 4),
+                     "full_finetuning_4x": (4, 4), "aim_fair_4x": (4, 4)}
+    assert {args.methods[0] for args in runs if args.name} == {"erm", "full_finetuning", "aim_fair"}
+    assert runs[-1].methods == ("erm", "erm_longer", "full_finetuning", "aim_fair")
+
+
 def test_the_demo_makes_digas_edits_and_elsewhere_they_are_given(tmp_path):
     results, data = tmp_path / "results", tmp_path / "data"
     (results / "demo/table1/erm/seed100").mkdir(parents=True)
@@ -222,7 +258,7 @@ def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
         assert given == (weighing if setting == "demo" else set())
         assert setting != "demo" or not weighing or "curvature_samples=300" in str(args.set)
     if name == "table6":
-        networks = ["resnet18"] if setting == "demo" else backbones.RESNETS
+        networks = ["resnet18_quarter"] if setting == "demo" else backbones.RESNETS
         assert {args.name for args in runs} == {
             f"{method}_{network}" for network in networks
             for method in ("erm", "fairif", "fairif_shuffled")}
@@ -240,9 +276,9 @@ def test_fairifs_image_tables_are_taken(setting, name, tmp_path):
 # --- flags, seeds, jobs --------------------------------------------------------------------------
 
 
-def test_the_papers_settings_take_ten_seeds_and_the_demo_three(tmp_path):
+def test_the_papers_settings_take_ten_seeds_and_the_demo_five(tmp_path):
     ten = tuple(range(100, 1001, 100))
-    for setting, seeds in (("demo", (100, 200, 300)), ("celeba", ten), ("utkface", ten)):
+    for setting, seeds in (("demo", ten[:5]), ("celeba", ten), ("utkface", ten)):
         (args,) = trainings(recorded(tmp_path, "table9", SEEDS="", SETTING=setting))
         assert args.seeds == seeds
         assert args.prompt_set.endswith("poses_50") == (setting != "utkface")
@@ -264,20 +300,25 @@ def test_further_flags_reach_every_training(tmp_path):
 
 
 def test_jobs_are_train_pys(tmp_path):
-    assert [args.jobs for args in trainings(recorded(tmp_path, "table2", JOBS="2"))] == [2] * 6
-    assert [args.jobs for args in trainings(recorded(tmp_path, "table9"))] == [1]
+    assert [args.jobs for args in trainings(recorded(tmp_path, "table2", JOBS="3"))] == [3] * 6
+    for setting, jobs in (("demo", 2), ("celeba", 1)):  # the demo is for two cores
+        assert [args.jobs for args in trainings(recorded(tmp_path, "table9", SETTING=setting))] == [
+            jobs]
 
 
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("name", ["table1", "table4", "table9", "fairif-table11", "bias-ratio"])
-def test_every_job_of_a_table_is_taken_alone(name, tmp_path):
+def test_every_job_of_a_table_is_taken_alone(name, merged, tmp_path):
     """--jobs and SLURM: a job knows neither the table's other rows nor their --set."""
     lines = recorded(tmp_path, name, RESULTS=str(tmp_path / "results"))
     line = [line for line in lines if line[0] == "train.py"][-1]
     (table,) = trainings([line])
-    jobs = train.in_jobs(table, rows_of(table), line[1:])
+    jobs = train.in_jobs(table, rows_of(table), line[1:], merged=merged)
     runs = trainings([["train.py", *words] for words in jobs])
+    rows = tuple(rows_of(table))
+    parts = filter(None, (rows[:1], rows[1:])) if merged else [(row,) for row in rows]
     assert [(args.methods, args.seeds) for args in runs] == [
-        ((row,), (seed,)) for row in rows_of(table) for seed in table.seeds]
+        (part, (seed,)) for part in parts for seed in table.seeds]
     assert sum(len(args.set) for args in runs) == len(table.set) * len(table.seeds)
     assert all(args.no_tables for args in runs)
 
@@ -379,7 +420,8 @@ def test_it_is_short_and_every_function_can_be_asked_for():
     functions = set(re.findall(r"(?m)^([\w-]+)\(\) \{", RUNNER))
     (names,) = re.findall(r'EXPERIMENTS="([^"]*)"', RUNNER)
     helpers = {"pair", "train", "run", "show", "after", "images", "prompts", "on_demo", "debiasing",
-               "edits", "grids", "demo_fairif", "digits", "in_memory", "influences"}
+               "edits", "grids", "demo_fairif", "digits", "in_memory", "influences", "compare",
+               "gap"}
     assert functions == set(names.split()) | helpers
     assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", RUNNER)  # no function within a function
     bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", RUNNER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,7 @@ def test_repairing_fills_the_minority_groups_and_only_those(capsys):
 
 TABLES = {  # row: the lists a run folder holds; all others learn from train and synthetic_balanced
     "erm": ["train"],
+    "erm_longer": ["train"],
     "data_supplementation": ["train", "supplemented"],
     "data_repairing": ["train", "repaired"],
     "ltgc": ["train", "repaired"],
@@ -106,6 +108,18 @@ def test_every_row_says_which_images_and_labels_it_uses(name):
     # filling up minority groups of real images needs their protected labels; nothing else does
     needs = tables.keys() & {"repaired"}
     assert row.uses_attributes == ("train" if needs else "none")
+
+
+@pytest.mark.parametrize(("flags", "epochs", "milestone"), [
+    ([], 13, 13),  # the paper's: 10 epochs and three mean gradients; the rate stays constant
+    (["--finetune-epochs", "5", "--synthetic-ratio", "0.8", "--synthetic-biased-ratio", "0.4"],
+     7, 14),  # 4 + 1 + 0.4 + 0.8 training sets are 6.2 of its epochs
+    (["--finetune-epochs", "10", "--finetune-milestone", "5", "--synthetic-ratio", "2"], 24, 12),
+])  # fmt: skip
+def test_the_control_has_as_many_passes_as_aim_fair(flags, epochs, milestone):
+    config = train.parse(["--methods", "erm_longer", *flags])
+    recipe = STRATEGIES["erm_longer"].recipe_of(config)
+    assert recipe == replace(config.finetune, epochs=epochs, milestone=milestone)
 
 
 # --- tensors -------------------------------------------------------------------------------------

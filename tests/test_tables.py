@@ -33,12 +33,12 @@ RUNS = {  # method: {seed: correct of each cell, out of COUNTS}
 COUNTS = (10, 20, 20, 10)
 
 
-def write_run(folder, correct, counts=COUNTS, config=None):
+def write_run(folder, correct, counts=COUNTS, config=None, **more):
     y = np.repeat([cell[0] for cell in CELLS], counts)
     a = np.repeat([cell[1] for cell in CELLS], counts)
     right = np.concatenate([np.arange(n) < c for n, c in zip(counts, correct, strict=True)])
     metrics = to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))
-    write_json(folder / "metrics.json", {"test": metrics, "selected_epoch": 3})
+    write_json(folder / "metrics.json", {"test": metrics, "selected_epoch": 3, **more})
     if config is not None:
         write_json(folder / "config.json", config)
 
@@ -53,7 +53,8 @@ def setting(tmp_path):
         else:
             config |= {"alpha": 0.5, "defaults_changed": {"alpha": 0.1}}
         for seed, correct in seeds.items():
-            write_run(folder / method / f"seed{seed}", correct, config=config)
+            write_run(folder / method / f"seed{seed}", correct, config=config,
+                      **({"passes": 9000 + seed} if method != "full_finetuning" else {}))
     (folder / "full_finetuning" / "seed200").mkdir()  # still running
     (folder / "figures").mkdir()
     return folder
@@ -111,6 +112,7 @@ def test_summary_csv(setting):
     assert float(erm["difference_eo"]) == pytest.approx(30 - 23.84)
     assert float(erm["difference_acc"]) == pytest.approx(90 - 89.23)
     assert rows["full_finetuning"]["wst_std"] == "n/a"
+    assert erm["passes"] == "9150.0000" and rows["full_finetuning"]["passes"] == "n/a"
     assert rows["full_finetuning"]["paper_row"] == "n/a"
 
 
@@ -129,7 +131,7 @@ def test_empty_cell_is_not_available_and_counted(tmp_path):
     text = write_summary(tmp_path / "s")
     row = next(line for line in text.splitlines() if line.startswith("| erm"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["erm", "1", "50.00", "n/a", "n/a", "n/a", "n/a", "n/a", *["50.00"] * 3]
+    assert cells == ["erm", "1", "50.00", *["n/a"] * 5, *["50.00"] * 3, "n/a"]
     assert (
         "Test images per group: y=0 a=0: 0, y=0 a=1: 10, y=1 a=0: 10, y=1 a=1: 10; "
         "what needs an empty group is n/a." in text

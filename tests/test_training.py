@@ -88,6 +88,16 @@ def refused(capsys, arguments: list[str]) -> str:
 RUN = tiny.runnable(METHODS)
 
 
+# Images that go forward and backward in one epoch each of pre-training (24) and what follows; the
+# synthetic sets hold 24 each, the mean gradients of three sets are 72, the control's epochs four.
+PASSES = {
+    "erm": 24, "synthetic_only": 24, "data_supplementation": 48, "full_finetuning": 48,
+    "linear_probing": 48, "lora": 48, "erm_longer": 120, "aim_fair": 120, "random_mask": 120,
+    "update_fc": 48, "cvar_dro": 24, "lff": 48, "eiil": 48, "maple": 24 + 3 * 24,
+    "diga": 2 * 24 + 24, "fairsmote": 24 + 32,  # 3, 9, 9, 3 filled up to 36, in batches of 8
+}
+
+
 @pytest.mark.parametrize("name", [*RUN, "aim_fair_cosine", "synthetic_only_plain"])
 def test_every_method_runs_to_its_tables(name, data, results, monkeypatch, capsys):
     method, seen = METHODS[name], {True: set(), False: set()}
@@ -112,6 +122,7 @@ def test_every_method_runs_to_its_tables(name, data, results, monkeypatch, capsy
     assert sum(metrics["test"]["group_count"].values()) == 16
     assert 0 <= metrics["test"]["acc"] <= 1
     assert 0 <= metrics["validation"]["acc"] <= 1
+    assert metrics["passes"] == PASSES.get(name, metrics["passes"]) > 0
     config = json.loads((folder / "config.json").read_text())
     assert (config["method"], config["seed"], config["size"]) == (name, 100, 24)
     assert config["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -206,6 +217,7 @@ CHANGED = {
     "rule": ["random"],
     "data_seed": ["1"],
     "val": ["none"],
+    "best_epoch": ["class-accuracy"],
     "test_size": ["12"],
     "prompt_set": ["plain"],
     "synthetic_ratio": ["1.2"],
@@ -308,6 +320,16 @@ def test_flags_of_the_fine_tuning_do_not_touch_erm(data, results, capsys):
     more = ["--finetune-lr", "0.5", "--top-k", "3", "--batch-norm", "freeze", "--workers", "2"]
     train.main(flags(data, results, "--methods", "erm", *more))
     assert "erm/seed100: finished, reused" in capsys.readouterr().out
+
+
+def test_flags_of_the_fine_tuning_are_the_controls_too(data, results, capsys):
+    folder = trained(data, results, "erm_longer")
+    more = ["--methods", "erm_longer", "--finetune-lr", "0.5"]
+    assert "finetune_lr was 0.02 and is now 0.5" in refused(capsys, flags(data, results, *more))
+    mask = json.loads((folder / "mask.json").read_text())["tensors"]
+    assert all(mask.values())  # all of them move, on the real images
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in log] == ["pretrain"] + ["finetune"] * 4
 
 
 def copied(data: Path, to: Path) -> Path:
@@ -536,6 +558,15 @@ def test_two_data_workers_change_no_bit(data, results, tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(("more", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_a_process_takes_as_many_threads_as_it_is_given(more, threads, data, tmp_path, monkeypatch):
+    """One where nothing is said, whatever the environment holds."""
+    asked = []
+    monkeypatch.setattr(train.torch, "set_num_threads", asked.append)
+    train.prepare(flags(data, tmp_path, "--methods", "erm", *more))
+    assert asked == [threads]
+
+
 # --- the best epoch ------------------------------------------------------------------------------
 
 
@@ -590,6 +621,26 @@ def test_which_epoch_is_kept(ties, validation, kept, tmp_path):
     fit(scripted(ties), OneBatch(), OneBatch() if validation else None, tmp_path, "stage")
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == kept
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("best_by", "kept"), [("accuracy", 1), ("class-accuracy", 2)])
+def test_an_epoch_can_be_kept_by_the_mean_of_the_classes(best_by, kept, tmp_path):
+    """Three images of class 1 and one of class 0: the first epoch calls all of them 1, the second
+    all but the first 0."""
+    class Unbalanced(Scripted):
+        right = (4, 1)  # called 1
+
+    images = OneBatch()
+    images.table.y[3] = 0
+    recipe = Recipe(epochs=2, lr=1, ties="earlier", best_by=best_by)
+    method = Unbalanced(nn.Linear(1, 1, bias=False), recipe)
+    nn.init.zeros_(method.model.weight)
+    method.loss = 0.5
+    log = fit(method, OneBatch(), images, tmp_path, "stage")
+    assert [row["val_acc"] for row in log] == [0.75, 0.5]
+    assert [row["val_class_acc"] for row in log] == pytest.approx([0.5, (1 / 3 + 1) / 2])
+    assert log[-1]["kept"] == kept
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == kept
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

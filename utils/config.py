@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.launcher import LAUNCHERS, PARAMETERS
 from utils.options import ArgumentParser, path
-from utils.recipe import OPTIMIZERS, Recipe
+from utils.recipe import BEST_BY, OPTIMIZERS, Recipe
 from utils.records import weights_digest
 
 
@@ -105,6 +105,9 @@ class DataConfig:
                                 "in tables over random splits", type=data_seed)
     val: str = flag("official", "the best epoch is that of the best validation accuracy (no group "
                     "labels), or the last", choices=("official", "none"))
+    best_epoch: str = flag(
+        "accuracy", "measure on the validation images by which an epoch is the best: accuracy, as "
+        "in the release, or the accuracy averaged over the two classes of y", choices=BEST_BY)
     test_size: int | None = flag(None, "draw a balanced test set of this size, a multiple of 4",
                                  type=COUNT)
     synthetic_root: Path | None = flag(None, "folder of synthetic images", result=False, type=path)
@@ -171,7 +174,8 @@ class TrainConfig:
     def _recipe(self, stage: str, ties: str) -> Recipe:
         own = {key: getattr(self, f"{stage}_{key}") for key in ("epochs", "lr", "milestone")}
         return Recipe(**own, gamma=self.gamma, momentum=self.momentum,
-                      weight_decay=self.weight_decay, ties=ties, optimizer=self.optimizer)
+                      weight_decay=self.weight_decay, best_by=self.best_epoch, ties=ties,
+                      optimizer=self.optimizer)
 
     @property
     def pretrain(self) -> Recipe:
@@ -206,6 +210,10 @@ class MachineConfig:
         False, "torch.compile steps and validation: up to minutes at the start of each training, "
         "for long ones on a GPU (steps that take their own derivatives stay as they are)",
         result=False, action="store_true")
+    threads: int = flag(
+        1, "threads of a process that computes on a CPU: more crawl where anything else runs, and "
+        "two seeds at once (--jobs 2) use two cores better than one seed with two threads; another "
+        "number rounds otherwise", result=False, type=COUNT)
     workers: int = flag(1, "threads that prepare batches", result=False, type=COUNT)
     store_dir: Path | None = flag(None, "folder of decoded images; data/store where not given",
                                   result=False, type=path)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -34,9 +35,13 @@ def predictions(method, loader) -> np.ndarray:
     return (logits_of(method, loader) > 0).astype(np.int64)
 
 
-def accuracy(method, loader) -> float:
-    """Share of right predictions, no group labels involved."""
-    return float((predictions(method, loader) == loader.table.y).mean())
+def accuracies(method, loader) -> dict[str, float]:
+    """`accuracy`: share of right predictions; `class-accuracy`: its mean over the classes of y that
+    there are, each counting alike. No group labels are involved."""
+    y = loader.table.y
+    right = predictions(method, loader) == y
+    by_class = [right[y == label].mean() for label in np.unique(y)]
+    return {"accuracy": float(right.mean()), "class-accuracy": float(np.mean(by_class))}
 
 
 def save_torch(path: Path, value) -> None:
@@ -62,88 +67,127 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is damaged ({reason(error)}); delete it: training restarts")
 
 
+@dataclass
+class Progress:
+    """What state.pt holds beside the method: where the training stands, and the best epoch so far.
+
+    epoch, step: the next ones. total, passes: of the epoch's steps, the summed loss, on the device,
+    and the images that went forward and backward. log: one dict an epoch. best, best_epoch, kept:
+    value on validation, number and weights of the best epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: torch.Tensor | None = None
+    passes: int = 0
+    log: list[dict] = field(default_factory=list)
+    best: float = -math.inf
+    best_epoch: int = -1
+    kept: dict | None = None
+
+    @classmethod
+    def resumed(cls, path: Path, method, device) -> Progress:
+        """From state.pt, where there is one; the method and torch's generator go on from there.
+        Raises UserError where it is damaged or of another network."""
+        if not path.exists():
+            return cls()
+        state = _load_state(path, device)
+        try:
+            method.load_state_dict(state["method"])
+            torch.set_rng_state(state["rng"].cpu())
+            return cls(**{**{f.name: state[f.name] for f in fields(cls)},
+                          "log": json.loads(state["log"])})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _damaged(path, error) from None
+
+    def save(self, path: Path, method) -> None:
+        save_torch(path, {
+            **{f.name: getattr(self, f.name) for f in fields(self)}, "log": json.dumps(self.log),
+            "method": method.state_dict(), "rng": torch.get_rng_state(),
+        })
+
+    def begin_epoch(self) -> None:
+        if not self.step:
+            self.total, self.passes = None, 0
+
+    def end_epoch(self, value: float | None, method) -> None:
+        """Keep the weights where `value`, on validation, is the best; the last ones where None."""
+        self.epoch, self.step = self.epoch + 1, 0
+        tie = method.recipe.ties == "later" and value == self.best
+        if value is None or value > self.best or tie:
+            self.best_epoch = self.epoch
+            self.kept = {key: part.clone() for key, part in method.model.state_dict().items()}
+        self.best = self.best if value is None else max(self.best, value)
+
+
 def fit(
     method, loader, val_loader, folder: Path, name: str,
     observers: Sequence[Callable[[list[dict]], None]] = (), every: float = 0.0,
 ) -> list[dict]:
     """Train to the recipe's last epoch; folder/model.pt then is the best epoch's model.
 
-    The best epoch is the most accurate on val_loader (no group labels), or the last one where
-    val_loader is None. folder/state.pt is written on SIGTERM and after an epoch, unless it was
-    less than `every` seconds ago: a start with the same arguments resumes there and ends in the
-    same bits (on CPU). It holds the best
-    weights too, so that a kill never parts them from the log. Returns the log, one dict an epoch.
+    The best epoch is the most accurate on val_loader by the recipe's `best_by` (no group labels),
+    or the last one where val_loader is None. folder/state.pt is written on SIGTERM, and after an
+    epoch unless that was done less than `every` seconds ago: a start with the same arguments
+    resumes there and ends in the same bits (on CPU). It holds the best weights too, so that a kill
+    never parts them from the log. Returns the log, one dict an epoch; its `passes` are the samples
+    that went forward and backward.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError
     where the loss is not finite.
     """
-    recipe, state_path = method.recipe, folder / "state.pt"
-    log: list[dict] = []
-    start_epoch = start_step = 0
-    best, best_epoch, total, kept = -math.inf, -1, None, None
-    if state_path.exists():
-        state = _load_state(state_path, loader.device)
-        try:
-            method.load_state_dict(state["method"])
-            torch.set_rng_state(state["rng"].cpu())
-            start_epoch, start_step, total = state["epoch"], state["step"], state["total"]
-            log, best, best_epoch = json.loads(state["log"]), state["best"], state["best_epoch"]
-            kept = state["kept"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of another network
-            raise _damaged(state_path, error) from None
-
-    def save(epoch: int, step: int) -> None:
-        save_torch(state_path, {
-            "method": method.state_dict(), "rng": torch.get_rng_state(), "epoch": epoch,
-            "step": step, "total": total, "log": json.dumps(log), "best": best,
-            "best_epoch": best_epoch, "kept": kept,
-        })
-
+    recipe, state = method.recipe, folder / "state.pt"
+    at = Progress.resumed(state, method, loader.device)
     saved = time.monotonic()
-    bar = tqdm(total=recipe.epochs, initial=start_epoch, desc=name, unit="epoch", leave=False)
-    for epoch in range(start_epoch, recipe.epochs):
-        began, steps = time.monotonic(), len(loader)
-        method.train_mode()
-        first = start_step if epoch == start_epoch else 0
-        total = total if first else None  # loss summed over the epoch's steps, on the device
-        for step, batch in enumerate(islice(loader.epoch(epoch), first, None), first):
-            loss = method.update(batch)
-            total = loss if total is None else total + loss
-            if PREEMPTION.requested:
-                save(epoch, step + 1)
-                print(f"{name}: saved in epoch {epoch + 1} after step {step + 1}")
-                PREEMPTION.check()
+    bar = tqdm(total=recipe.epochs, initial=at.epoch, desc=name, unit="epoch", leave=False)
+    while at.epoch < recipe.epochs:
+        began = time.monotonic()
+        _steps(method, loader, at, state, name)
         rate = method.optimizer.param_groups[0]["lr"]
         method.end_epoch()
-        mean = float(total) / steps if total is not None else math.nan
+        mean = float(at.total) / len(loader) if at.total is not None else math.nan
         if not math.isfinite(mean):
             raise UserError(
-                f"{name}: the loss became {mean} in epoch {epoch + 1}; lower the learning rate "
+                f"{name}: the loss became {mean} in epoch {at.epoch + 1}; lower the learning rate "
                 f"(now {recipe.lr}) or look at the input images"
             )
-        row = {"stage": name, "epoch": epoch + 1, "loss": mean, "lr": rate}
-        if val_loader is None:
-            better = True
-        else:
-            row["val_acc"] = accuracy(method, val_loader)
-            ahead = row["val_acc"] > best
-            better = ahead or (recipe.ties == "later" and row["val_acc"] == best)
-            best = max(best, row["val_acc"])
-        if better:
-            best_epoch = epoch + 1
-            kept = {key: value.clone() for key, value in method.model.state_dict().items()}
-        row["kept"] = best_epoch
+        row = {"stage": name, "epoch": at.epoch + 1, "loss": mean, "lr": rate, "passes": at.passes}
+        value = None
+        if val_loader is not None:
+            measured = accuracies(method, val_loader)
+            row["val_acc"], row["val_class_acc"] = measured.values()
+            value = measured[recipe.best_by]
+        at.end_epoch(value, method)
+        row["kept"] = at.best_epoch
         row["seconds"] = round(time.monotonic() - began, 3)
-        log.append(row)
-        total = None
+        at.log.append(row)
         if time.monotonic() - saved >= every:
-            save(epoch + 1, 0)
-            write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
+            at.save(state, method)
+            _write_log(folder, at.log)
             saved = time.monotonic()
         for observe in observers:
-            observe(log)
+            observe(at.log)
         bar.update(1)
         bar.set_postfix(loss=f"{mean:.4f}", val_acc=row.get("val_acc"))
     bar.close()
-    save_torch(folder / "model.pt", kept)
-    write_atomic(folder / "log.jsonl", "".join(json.dumps(r) + "\n" for r in log))
-    return log
+    save_torch(folder / "model.pt", at.kept)
+    _write_log(folder, at.log)
+    return at.log
+
+
+def _steps(method, loader, at: Progress, state: Path, name: str) -> None:
+    """The epoch's steps from at.step on; on SIGTERM it saves and exits."""
+    method.train_mode()
+    at.begin_epoch()
+    for batch in islice(loader.epoch(at.epoch), at.step, None):
+        loss = method.update(batch)
+        at.total = loss if at.total is None else at.total + loss
+        at.passes += method.passes(batch)
+        at.step += 1
+        if PREEMPTION.requested:
+            at.save(state, method)
+            print(f"{name}: saved in epoch {at.epoch + 1} after step {at.step}")
+            PREEMPTION.check()
+
+
+def _write_log(folder: Path, log: list[dict]) -> None:
+    write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))

@@ -203,12 +203,11 @@ def launch(config, tasks: Sequence[Task], last: Task) -> bool:
 
 
 def in_parallel(commands: Sequence[Sequence[str]], jobs: int) -> None:
-    """Run the commands, at most `jobs` at once, each with its share of the processor's threads.
+    """Run the commands, at most `jobs` at once. How many threads each takes is its own flag.
 
     A signal for this process is passed on. Raises UserError where one failed, with what it said.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
     waiting, running = deque(commands), {}  # process -> the file of what it says on stderr
     failed: list[str] = []
     try:

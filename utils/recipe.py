@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 OPTIMIZERS = ("sgd", "adam", "lbfgs")
+# On validation images, without group labels: of all images, as the release, or averaged over the
+# two classes of y, which a majority class cannot buy.
+BEST_BY = ("accuracy", "class-accuracy")
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Recipe:
     gamma: float = 0.1  # the paper says "by a factor of 0.01", the release runs 0.1
     momentum: float = 0.9  # of SGD
     weight_decay: float = 1e-4
+    best_by: str = "accuracy"  # BEST_BY: by what the best epoch is the best
     ties: str = "later"  # which of equally accurate epochs is the best: the "later" or "earlier"
     optimizer: str = "sgd"  # of OPTIMIZERS
 

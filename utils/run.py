@@ -118,8 +118,9 @@ class Run:
     identity: what the results depend on, as JSON; notes: what config.json holds beside it. data:
     the images (datasets.mixing.Data), with the labels that the method may see. options: the
     method's hyper-parameters, complete. shared: the folder of what several rows of a setting
-    share. log: the finished stages' epochs, in their order. observers: called with a stage's log
-    after every epoch.
+    share. log: the finished stages' epochs, in their order. passes: training images that went
+    forward and backward in them, the shared pre-training and mean gradients included. observers:
+    called with a stage's log after every epoch.
     """
 
     folder: Path
@@ -131,6 +132,7 @@ class Run:
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     log: list[dict] = field(default_factory=list)
+    passes: int = 0
     observers: list[Callable[[list[dict]], None]] = field(default_factory=list)
 
     @contextmanager
@@ -173,6 +175,7 @@ class Run:
         rows = read_log(folder / "log.jsonl")
         rows[-1] |= last
         self.log += rows
+        self.passes += sum(row["passes"] for row in rows)
 
     def adopt(self, root: Path) -> Path | None:
         """Copy the results of a finished run of the same configuration, anywhere below `root`:

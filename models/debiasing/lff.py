@@ -115,6 +115,9 @@ class LfF(Method):
         self.biased.optimizer.step()
         return loss
 
+    def passes(self, batch: Batch) -> int:
+        return 2 * len(batch[1])  # two networks
+
     def end_epoch(self) -> None:
         super().end_epoch()
         self.biased.end_epoch()

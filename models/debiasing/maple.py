@@ -132,6 +132,9 @@ class MAPLE(InferredEnvironments):
         self.optimizer.step()
         return loss
 
+    def passes(self, batch: Batch) -> int:
+        return 3 * len(batch[1])  # the step, the risk after it, and back through both
+
     def move(self, index: Tensor, gradient: Tensor) -> None:
         """One projected gradient step on the batch's keep-probabilities."""
         # The reference's bound is on all N entries at once; a batch has B of them.

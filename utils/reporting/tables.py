@@ -1,9 +1,11 @@
 """The tables of a setting: summary.csv, summary.md and summary.tex from its saved runs.
 
-Columns of `collect` and summary.csv, all figures in percent:
+Columns of `collect` and summary.csv, all figures but passes in percent:
     <metric>_table            over seeds the way the paper computes its tables (metrics.table_style)
     <metric>_mean, _std       mean and sample standard deviation of each seed's own figure
     g00 g01 g10 g11, n00 ...  accuracy of the group (y, a) averaged over seeds, and its test images
+    passes                    training images that went forward and backward in all of a seed's
+                              stages, the shared one included, searches apart; mean over seeds
     paper_*, difference_*     the paper's row, and <metric>_table minus it; paper_note says where
                               its figures are impossible (then nothing is compared with them)
 <metric> is acc, wst, eo_worst, eo_mean, std, ad, aod or eod. Two ways to average and two
@@ -55,6 +57,8 @@ def collect(results: Results) -> pd.DataFrame:
         row |= {f"g{y}{a}": 100 * table["group_acc"][y, a] for y, a in CELLS}
         row |= {f"n{y}{a}": table["group_count"][y, a] for y, a in CELLS}
         configs = results.configs.get(method, {})
+        said = [results.records[method][seed].get("passes", math.nan) for seed in by_seed]
+        row["passes"] = sum(said) / len(said)
         row |= _paper_columns(method, [configs[seed] for seed in by_seed if seed in configs], row)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -93,7 +97,8 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
     rows = [
         {"method": row["method"], "seeds": str(row["seeds"]),
          **{TITLES[name]: number(row[f"{name}_table"]) for name in TABLE_FIGURES},
-         **{f"y={y} a={a}": number(row[f"g{y}{a}"]) for y, a in CELLS}}
+         **{f"y={y} a={a}": number(row[f"g{y}{a}"]) for y, a in CELLS},
+         "passes": "n/a" if math.isnan(row["passes"]) else f"{row['passes'] / 1000:.1f}"}
         for row in frame.to_dict("records")
     ]
     counts = frame.groupby([f"n{y}{a}" for y, a in CELLS], sort=False)["method"]
@@ -105,7 +110,8 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
         lines.append(f"Test images per group{owner}: {cells}{empty}.")
     return Section(
         "As the paper's tables are computed",
-        "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds.",
+        "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds. "
+        "Passes: thousands of training samples forward and backward, a seed, pre-training included.",
         pd.DataFrame(rows), RANKED, lines,
     )
 

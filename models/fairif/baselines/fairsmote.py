@@ -73,9 +73,11 @@ class FairSMOTE(Method):
         set. New samples in memory are quicker to draw again than to read."""
         if isinstance(run.data.real, ArrayTable):
             return
+        quiet, real = replace(run, log=[]), run.data.real
+        erm = pretrained(quiet)
+        run.passes = quiet.passes  # its epochs are not in this row's log, its images count
         with run.stage("offspring", "offspring.npy") as stage:
             if not stage.finished:
-                erm, real = pretrained(replace(run, log=[])), run.data.real
                 features = penultimate(erm, run.data.loader(real, train=False))
                 found = pairs(torch.from_numpy(features), real.y, real.a, run.seed)
                 write_array(stage.folder / "offspring.npy", found)
@@ -106,6 +108,9 @@ class FairSMOTE(Method):
             image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
             workers=c.workers, min_crop=c.min_crop, pools=data.pools,
         )
+
+    def passes(self, batch: Batch) -> int:
+        return super().passes(batch) // (1 if self.share is None else 2)  # of two images comes one
 
     def loss(self, batch: Batch) -> Tensor:
         if self.share is None:
