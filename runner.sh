@@ -258,32 +258,31 @@ digits() {  # number of the table, network
   local bias
   for bias in ${BIASES:-size shift class}; do
     in_memory fairif-table$1 $1 ci_mnist_$bias --data-root "${MNIST:-$DATA/mnist}" --backbone $2 \
-      --seeds ${SPLITS:-0 1 2 3 4} --optimizer adam --batch-size 128 --pretrain-lr 0.0002 \
-      --pretrain-epochs 500 --pretrain-milestone 500 --weight-decay 0 \
+      --optimizer adam --batch-size 128 --pretrain-lr 0.0002 --pretrain-epochs 500 \
+      --pretrain-milestone 500 --weight-decay 0 \
       --set $(influences damping=0.01 steps=30 curvature_samples=10000)
   done
 }
 # Acc/AOD/EOD: Adult 68.97/.170/.265, German 74.68/.017/.024, COMPAS 67.53/.156/.218; also an MLP
 # of 64 hidden units, which the paper does not have. SPLITS=their seeds, of 70/10/20 each. Offline.
 fairif-table4() {
-  local data splits=${SPLITS:-0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19}
+  local data arl inverse=$(influences damping=0.001 steps=100 curvature_samples=1000000)
+  SPLITS=${SPLITS:-0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19}
   for data in ${DATASETS:-adult german compas}; do
-    in_memory fairif-table4 4 $data --backbone logistic --seeds $splits --optimizer lbfgs \
-      --batch-size all --pretrain-epochs 10 --weight-decay 0.001 --set arl.warm_up=1 \
-      arl.adversary_steps=30 $([ $data != adult ] || echo arl.adversary_lr=2) \
-      $(influences damping=0.001 steps=100 curvature_samples=1000000)
-  done
-  for data in ${DATASETS:-adult german compas}; do
-    in_memory fairif-table4-mlp 4 $data --backbone mlp --seeds $splits --optimizer adam \
-      --batch-size 512 --pretrain-lr 0.001 --pretrain-epochs 50 --pretrain-milestone 40 \
-      --weight-decay 0.001 --set $(influences damping=0.001 steps=100 curvature_samples=1000000)
+    arl="arl.warm_up=1 arl.adversary_steps=30"; [ $data != adult ] || arl="$arl arl.adversary_lr=2"
+    in_memory fairif-table4 4 $data --backbone logistic --optimizer lbfgs --batch-size all \
+      --pretrain-epochs 10 --weight-decay 0.001 --set $inverse $arl
+    in_memory fairif-table4-mlp 4 $data --backbone mlp --optimizer adam --batch-size 512 \
+      --pretrain-lr 0.001 --pretrain-epochs 50 --pretrain-milestone 40 --weight-decay 0.001 \
+      --set $inverse
   done
 }
 in_memory() {  # folder, number of the table, dataset, flags
   local folder=$1/$3 number=$2 data=$3; shift 3
   run train.py --setting $folder --paper-table fairif-$number --dataset $data --data-seed run \
     --methods erm cfair domind arl fairsmote influence fairif fairif_shuffled --baseline erm \
-    --results "$RESULTS" ${JOBS:+--jobs $JOBS} "$@" ${MORE[@]+"${MORE[@]}"}
+    --seeds ${SPLITS:-0 1 2 3 4} --results "$RESULTS" ${JOBS:+--jobs $JOBS} "$@" \
+    ${MORE[@]+"${MORE[@]}"}
 }
 influences() { for row in influence fairif fairif_shuffled; do printf "$row.%s " "$@"; done; }
 # Acc/AD/AOD/EOD on CelebA, Blond_Hair/Male: Original 95.41/4.54/.2485*/.4975, CFair

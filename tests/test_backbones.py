@@ -15,6 +15,7 @@ from models import backbones
 from models.backbones import BACKBONES, parameter_names
 from models.debiasing.base import losses_of
 from models.debiasing.maple import environment_risk, hypergradient
+from models.experiment import prepare
 from models.fairif.hessian import curvature_product, evaluation, flatten
 from models.fairif.influence import gap_gradients, loss_derivatives
 from models.fairif.relaxation import Relaxation
@@ -101,9 +102,9 @@ def test_the_quarter_network_is_resnet18_with_a_quarter_of_the_channels():
 def test_the_quarter_network_has_no_published_weights(tmp_path):
     with pytest.raises(UserError, match="^--pretrained imagenet: resnet18_quarter starts from ran"):
         backbones.build("resnet18_quarter", "imagenet")
-    with pytest.raises(UserError, match="give --pretrained none"):  # before any data is read
-        train.prepare(["--methods", "erm", "--backbone", "resnet18_quarter", "--data-root",
-                       str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="give none"):  # before any data is read
+        prepare(train.parse(["--methods", "erm", "--backbone", "resnet18_quarter", "--pretrained",
+                             "imagenet", "--data-root", str(tmp_path / "nothing")]))
 
 
 @pytest.mark.parametrize("model", ["vit_small_patch32"], indirect=True)

@@ -20,7 +20,7 @@ from torch import nn
 import train
 from datasets.loader import Loader
 from models import METHODS, backbones
-from models.experiment import complete
+from models.experiment import complete, prepare
 from models.method import Method
 from models.selection import resolve_k
 from utils import records
@@ -562,8 +562,8 @@ def test_two_data_workers_change_no_bit(data, results, tmp_path):
 def test_a_process_takes_as_many_threads_as_it_is_given(more, threads, data, tmp_path, monkeypatch):
     """One where nothing is said, whatever the environment holds."""
     asked = []
-    monkeypatch.setattr(train.torch, "set_num_threads", asked.append)
-    train.prepare(flags(data, tmp_path, "--methods", "erm", *more))
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    prepare(train.parse(flags(data, tmp_path, "--methods", "erm", *more)))
     assert asked == [threads]
 
 

@@ -111,7 +111,7 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
     return Section(
         "As the paper's tables are computed",
         "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds. "
-        "Passes: thousands of training samples forward and backward, a seed, pre-training included.",
+        "Passes: thousands of training samples, forward and backward, of a seed, all stages.",
         pd.DataFrame(rows), RANKED, lines,
     )
 
