@@ -45,7 +45,7 @@ DATA_FLAGS="--dataset $SETTING --size all"
 TRAIN_FLAGS="--backbone resnet18_h128 --pretrained none --pretrain-lr 0.0002 --pretrain-epochs 50
   --pretrain-milestone 50"
 case $PAPER-$SETTING in
-  *-demo)  # all of it chosen on validation faces and time; see README, "The demo"
+  *-demo)  # how these were chosen: README, "The demo"
     METHODS=${METHODS:-erm erm_longer linear_probing full_finetuning aim_fair} JOBS=${JOBS:-2}
     NARROW="--steps 5 --guidance 3" WIDE="--steps 3 --guidance 8"  # gap to the photographs
     SYNTHETIC=$DATA/synthetic_narrow SAMPLER=$NARROW
