@@ -1,7 +1,7 @@
 """The paper's Figures 4 and 7: generated images side by side, by prompt set and cell.
 
-    python -m stable_diffusion.grids data/synthetic_wide --out results/demo/figures
-    python -m stable_diffusion.grids data/synthetic_wide --cells 1_1 --out results/demo/figures
+    python -m stable_diffusion.grids data/synthetic_narrow --out results/demo/figures
+    python -m stable_diffusion.grids data/synthetic_narrow --cells 1_1 --out results/demo/figures
 
 The first draws generated_images (PNG and PDF): a row of panels for every prompt set, a column for
 every cell (y, a). The second draws generated_images_1_1: one cell alone, more images of it, as the

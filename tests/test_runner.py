@@ -173,7 +173,7 @@ def test_both_gaps_are_in_one_table_each_with_its_own_images(tmp_path):
     lines = recorded(tmp_path, "domain-gap", LAUNCHER=str(tmp_path / "python"))
     made = [generate.parse_arguments(line[1:]) for line in lines if line[0].endswith("rate.py")]
     samplers = {str(args.out): (args.steps, args.guidance) for args in made}
-    assert samplers == {"data/synthetic_narrow": (10, 3), "data/synthetic_wide": (3, 8)}
+    assert samplers == {"data/synthetic_narrow": (5, 3), "data/synthetic_wide": (3, 8)}
     runs = trainings(lines)
     assert {args.setting for args in runs} == {"demo/domain-gap"}
     assert {args.name: str(args.synthetic_root) for args in runs[:-1]} == {
