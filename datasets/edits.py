@@ -132,4 +132,5 @@ def pair_loader(run) -> PairLoader:
     return PairLoader(
         data.edited, len(data.real), c.batch_size, image_size=c.image_size, device=c.device,
         seed=run.seed, store_dir=c.store_dir, workers=c.workers, min_crop=c.min_crop,
+        mean=c.mean, std=c.std,
     )
