@@ -80,7 +80,8 @@ def read(path: Path, flag: str = "--start") -> Checkpoint:
         inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
             break
-        said.append(f"'{inner[0]}'")
+        if "backbone" not in about:  # train.py's own is what it should be
+            said.append(f"'{inner[0]}'")
         content = content[inner[0]]
     state = content if isinstance(content, Mapping) else {}
     state = {str(key): part for key, part in state.items() if isinstance(part, Tensor)}
