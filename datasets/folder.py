@@ -43,10 +43,11 @@ def draw_split(y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarray:
     part, rng = np.full(len(y), "train", dtype=object), np.random.default_rng(seed)
     for group in [*CELLS, (0, -1), (1, -1)]:
         rows = rng.permutation(np.flatnonzero((y == group[0]) & (a == group[1])))
+        total = len(rows)
         for name, share in SHARES.items():
             if name == "test" and group[1] < 0:
                 continue
-            number = max(round(share * len(rows)), 1) if len(rows) >= 3 else 0
+            number = max(round(share * total), 1) if total >= 3 else 0
             taken, rows = rows[:number], rows[number:]
             part[taken] = name
     return part.astype(str)
