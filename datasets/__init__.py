@@ -26,11 +26,12 @@ class Dataset:
     """load: as above; of samples in memory without size, minority, rule and test_size.
     attributes: the (target, protected) pair where none is given; None where one must be. size: of
     the training set where none is given. own_labels: the user wrote them, and says which value is
-    `positive`."""
+    `positive`. resplits: `seed` draws which samples are for training and which for the test."""
 
     load: Callable[..., Splits]
     attributes: tuple[str, str] | None
     in_memory: bool = False
+    resplits: bool = False
     size: int | None = 20000
     own_labels: bool = False
 
@@ -39,7 +40,8 @@ class Dataset:
         **flags,
     ) -> Splits:
         if self.in_memory:
-            flags = {key: value for key, value in flags.items() if key in ("seed", "val")}
+            own = ("seed", "val", "blind") if self.resplits else ("seed", "val")
+            flags = {key: value for key, value in flags.items() if key in own}
         if self.own_labels:
             flags["positive"] = positive
         return self.load(root, target, protected, **flags)
@@ -57,7 +59,7 @@ DATASETS: dict[str, Dataset] = {
     # your own photographs and their metadata.csv
     "folder": Dataset(folder.load, None, size=None, own_labels=True),
     # rows of features: Adult, German credit, COMPAS
-    **{name: Dataset(partial(tabular.load, name), pair, True)
+    **{name: Dataset(partial(tabular.load, name), pair, True, True)
        for name, pair in tabular.ATTRIBUTES.items()},
     # coloured digits: ci_mnist_size, ci_mnist_shift, ci_mnist_class
     **{f"ci_mnist_{bias}": Dataset(partial(ci_mnist.load, bias), ci_mnist.ATTRIBUTES, True)

@@ -120,8 +120,8 @@ def partitions(
                         for name in PARTS)
     for empty, what in ((train, "training image"), (test, f"test image with a {protected}")):
         if not len(empty):
-            raise UserError(f"{where(root)} has no {what}; label some and say so in the column "
-                            "split, or leave that column out and a split is drawn")
+            raise UserError(f"{where(root)} has no {what}; label some and mark them in the column "
+                            "split, or remove that column: a split is then drawn")
     lacking = [f"{target} {y} and {protected} {a}" for (y, a), n in test.counts().items() if not n]
     if lacking:
         _warn(f"no test image has {' or '.join(lacking)}: what needs that group is NaN")

@@ -164,10 +164,11 @@ def labels_of(
     for a value of `positive` that neither column holds."""
     if target == protected:
         raise UserError(f"--target and --protected are both '{target}'; name two columns")
-    y, a = (binary(table, column, source, positive) for column in (target, protected))
+    there = [column for column in (target, protected) if column in table.columns]
     for value in positive:
         if not any(value.removeprefix(f"{column}=").lower() in set(table[column].str.lower())
-                   for column in (target, protected)):
+                   for column in there):
             raise UserError(f"--positive {value} is in neither column, {target} nor {protected}, "
                             f"of {source}; give a value that is there")
+    y, a = (binary(table, column, source, positive) for column in (target, protected))
     return y, a
