@@ -21,7 +21,7 @@ _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _DENIAL = re.compile(r"^(?:not?|without|non|never)\b", re.IGNORECASE)
 _FOLLOWS = re.compile(  # what stands after the noun
     r"^(?:with|without|in|on|at|under|near|beside|behind|before|against|by|from|of|over|who|that"
-    r"|\w+ing)\b", re.IGNORECASE)
+    r"|\w+ing(?=\s))\b", re.IGNORECASE)
 FACE_OTHERS = (
     "Each prompt should also vary age, ethnicity, face shape, skin, hair, expression, clothing, "
     "accessories, light and background, as far as they suit the person."
@@ -167,15 +167,18 @@ def plain_prompt(
 ) -> str:
     """One prompt of the start and the two values alone: "Photo of a man wearing glasses."
 
-    The target comes first, but what can only follow a noun ("wearing ...", "on land") last.
+    What has an article is the noun and comes after the adjectives, and what can only follow a noun
+    ("wearing ...", "on land") comes last; else the target is first.
     """
     parts = []
     for name, value in zip(pair, cell):
         if name in words:
-            phrase = _ARTICLE.sub("", words[name][value][0])
-            parts.append((bool(_FOLLOWS.match(phrase)), phrase))
+            given = words[name][value][0]
+            phrase = _ARTICLE.sub("", given)
+            parts.append((bool(_FOLLOWS.match(phrase)), phrase != given, phrase))
         else:
-            parts.append((False, _PLAIN.get(name, VALUES[name])[value]))
-    text = " ".join(phrase for _, phrase in sorted(parts, key=lambda part: part[0]))
+            parts.append((False, name in ("Male", "Female"),
+                          _PLAIN.get(name, VALUES[name])[value]))
+    text = " ".join(phrase for *_, phrase in sorted(parts, key=lambda part: part[:2]))
     vowel = starts_with.lower().endswith(" a") and text[:1].lower() in "aeiou"
     return f"{starts_with}{'n' if vowel else ''} {text}."

@@ -38,7 +38,13 @@ KINDS = ("grey", "small", "young", "tired", "resting", "wet", "noisy", "lonely",
     ([*GLASSES[:3], "in glasses", "bare-eyed", "--protected", "Male", "--subject", "A photo of a"],
      ["A photo of a bare-eyed woman.", "A photo of a bare-eyed man.",
       "A photo of a woman in glasses.", "A photo of a man in glasses."]),
-], ids=["birds", "glasses", "one known attribute"])
+    (["--target", "old", "--target-words", "an elderly person", "a young person", "--protected",
+      "mood", "--protected-words", "smiling", "serious"],
+     ["Portrait face photo of a serious young person.",
+      "Portrait face photo of a smiling young person.",
+      "Portrait face photo of a serious elderly person.",
+      "Portrait face photo of a smiling elderly person."]),
+], ids=["birds", "glasses", "one known attribute", "adjectives"])
 def test_the_plain_set_needs_no_model(flags, cells, tmp_path, capsys):
     pair = f"{flags[1]}_{flags[flags.index('--protected') + 1]}"
     out = tmp_path / f"{pair}_plain.json"
