@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.source is not None:
         names = [source.name for source in chosen]
         if args.source not in names:
-            raise UserError(f"--source {args.source} is none of {', '.join(names)}")
+            raise UserError(f"--source {args.source} is unknown; choose from {', '.join(names)}")
         chosen = [source for source in chosen if source.name == args.source]
     accept(TERMS[args.dataset], args.accept)
     args.root.mkdir(parents=True, exist_ok=True)

@@ -219,7 +219,7 @@ def test_terms_and_flags(celeba_web, tmp_path, capsys, monkeypatch):
     root = ["--root", tmp_path / "x"]
     refused(capsys, download.main, ["celeba", *root], names="--accept", out=tmp_path)
     refused(capsys, download.main, ["celeba", *root, "--accept", "--source", "ftp"],
-            names="--source ftp is none of kaggle, drive, hub", out=tmp_path)
+            names="--source ftp is unknown; choose from kaggle, drive, hub", out=tmp_path)
     refused(capsys, download.main, ["imagenet", *root, "--accept"], names="imagenet", out=tmp_path)
     refused(capsys, model_download.main, ["--out", tmp_path / "x"], names="--accept", out=tmp_path)
     (tmp_path / "x").mkdir()
