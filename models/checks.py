@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from datasets import Dataset
 from datasets.base import Table
+from datasets.mixing import Data
 from models import CHOICES
 from models.backbones import Shape, build
 from models.checkpoints import load_into, network, read
@@ -92,6 +93,18 @@ def check_network(config: Config, shape: Shape | None) -> None:
         load_into(model, read(config.start), config.backbone, "--start")
 
 
+def check_labels(name: str, method: type[Method], data: Data, protected: str) -> None:
+    """Raise UserError where real images have no group label that the method learns from."""
+    granted = {"none": (), "validation": ("val",), "train": ("real", "val")}
+    for part in granted[method.uses_attributes]:
+        table = getattr(data, part)
+        if table is not None and (missing := int((table.a < 0).sum())):
+            raise UserError(
+                f"--methods {name} learns from group labels, and {missing} of {len(table)} images "
+                f"of {table.name} have no {protected}: label them or leave out that row"
+            )
+
+
 def _check_folders(config: Config) -> None:
     single = len(config.methods) == 1 and config.methods[0] not in CHOICES
     for flag, value, what in (("--name", config.name, "names one run"),
@@ -107,7 +120,11 @@ def _check_folders(config: Config) -> None:
 
 
 def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Dataset) -> None:
-    given = [key for key in DRAWN if getattr(config, key) != getattr(Config, key)]
+    defaults = {key: getattr(Config, key) for key in DRAWN} | {"size": dataset.size}
+    given = [key for key in DRAWN if getattr(config, key) != defaults[key]]
+    if config.positive and not dataset.own_labels:
+        raise UserError(f"--positive is for labels of your own, and {config.dataset} has known "
+                        "ones: leave out that flag")
     if config.blind and not dataset.resplits:
         raise UserError(f"--blind is for tabular data, not for {config.dataset}: leave out that "
                         "flag")

@@ -19,7 +19,7 @@ from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import CHOICES, METHODS, checkpoints
 from models.backbones import check_shape, initial_weights, maker, tensor_names
-from models.checks import check_flags, check_network, check_samples
+from models.checks import check_flags, check_labels, check_network, check_samples
 from models.method import Method
 from utils.config import Config
 from utils.engine import accuracies, predictions, save_torch
@@ -54,11 +54,17 @@ def complete(config: Config) -> Config:
     if config.precision == "auto":
         on_gpu = config.device.startswith("cuda")
         config = replace(config, precision="bf16" if on_gpu else "fp32")
-    target, protected = DATASETS[config.dataset].attributes
+    dataset = DATASETS[config.dataset]
+    target, protected = dataset.attributes or (None, None)
     config = replace(config, target=config.target or target,
-                     protected=config.protected or protected)
+                     protected=config.protected or protected,
+                     size=dataset.size if config.size == "auto" else config.size)
+    for flag, attribute in (("--target", config.target), ("--protected", config.protected)):
+        if attribute is None:
+            raise UserError(f"{flag} is missing: --dataset {config.dataset} has no pair of its "
+                            "own; give two columns of its metadata")
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
-    check_flags(config, rows_of(config), DATASETS[config.dataset], tensor_names(config.backbone))
+    check_flags(config, rows_of(config), dataset, tensor_names(config.backbone))
     return config
 
 
@@ -85,7 +91,8 @@ class Experiment:
             return self.load(seed)
         return DATASETS[c.dataset](
             c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
-            seed=seed, val=c.val, test_size=c.test_size, **({"blind": True} if c.blind else {}),
+            seed=seed, val=c.val, test_size=c.test_size, positive=c.positive,
+            **({"blind": True} if c.blind else {}),
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
@@ -138,10 +145,11 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_of(config.set, methods))
-    for method in methods.values():  # of the first seed: the others' are as large
+    for name, method in methods.items():  # of the first seed: the others' are as large
         data = experiment.data(method, config.seeds[0])
         check_shape(config.backbone, data.shape)
         check_samples(method.tables(data), config)
+        check_labels(name, method, data, config.protected)
     check_network(config, data.shape)
     return experiment
 

@@ -87,18 +87,22 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a setting share their test images
-def _test_table(root: Path, *flags: Any) -> tuple[ImageTable, str]:
+def _test_table(
+    root: Path, positive: tuple[str, ...], *flags: Any
+) -> tuple[ImageTable, str]:
     """The test images under root and their digest, from the values of TEST_FLAGS."""
     given = dict(zip(TEST_FLAGS, flags, strict=True))
     load = DATASETS[given.pop("dataset")]
     target, protected, seed = (given.pop(key) for key in ("target", "protected", "data_seed"))
-    table = load(root, target, protected, **given, seed=seed).test
+    table = load(root, target, protected, **given, seed=seed, positive=positive).test
     return table, table.digest()
 
 
 def test_images(root: Path, run: Path, config: Mapping[str, Any]) -> ImageTable:
     """The images a run was tested on. Raises UserError where those under root are others."""
-    table, digest = _test_table(root, *(config[key] for key in TEST_FLAGS))
+    table, digest = _test_table(
+        root, tuple(config.get("positive", ())), *(config[key] for key in TEST_FLAGS)
+    )
     if config.get("test_list", digest) != digest:
         raise UserError(
             f"--data-root {root}: its {len(table)} test images are not those that {run} was tested "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prompts.instruction import ATTRIBUTES, STARTS_WITH, parse_set
+from prompts.own import OWN, broken_words
 from utils.errors import UserError
 from utils.metrics import CELLS
 
@@ -40,19 +41,23 @@ def check_fields(document: dict) -> list[Failure]:
             failures.append(Failure("file", f'has no text under "{key}"'))
     if failures:
         return failures
-    known = ATTRIBUTES.get(document["dataset"])
-    if known is None:
-        return [Failure("file", f'"dataset" is none of {", ".join(ATTRIBUTES)}')]
+    own, known = document["dataset"] == OWN, ATTRIBUTES.get(document["dataset"])
+    if known is None and not own:
+        return [Failure("file", f'"dataset" is none of {", ".join((*ATTRIBUTES, OWN))}')]
     for key in ("target", "protected"):
-        if document[key] not in known:
+        if not own and document[key] not in known:
             failures.append(Failure("file", f'"{key}" is none of {", ".join(known)}'))
+    if own:
+        failures += [Failure("file", line) for line in broken_words(document)]
     if document["target"] == document["protected"]:
         failures.append(Failure("file", '"target" and "protected" are the same attribute'))
     if parse_set(document["set"]) is None:
         failures.append(
             Failure("file", '"set" is none of plain, contextual_<n>, contextual_head_poses_<n>')
         )
-    if document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
+    if own and not document["starts_with"].strip():
+        failures.append(Failure("file", '"starts_with" is empty'))
+    elif not own and document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
         agreed = " or ".join(f'"{words}"' for words in AGREED_STARTS[document["dataset"]])
         failures.append(Failure("file", f'"starts_with" is not {agreed}'))
     source = document.get("source")

@@ -90,7 +90,7 @@ def check_attributes(dataset: str, target: str, protected: str) -> None:
         if attribute not in known:
             raise UserError(
                 f"{flag} {attribute} has no wording for {dataset}; choose one of "
-                f"{', '.join(known)}, or add it to prompts/instruction.py and prompts/attributes.py"
+                f"{', '.join(known)}, or give words of your own with {flag}-words"
             )
     if target == protected:
         raise UserError(f"--target and --protected are both {target}; choose two attributes")

@@ -100,15 +100,13 @@ def measures(document: Mapping) -> dict[str, float]:
     prompts = [prompt for cell in cells.values() for prompt in cell]
     pairs = [overlap(cells[0, a], cells[1, a]) for a in (0, 1)]
     start = document["starts_with"]
+    known = {document["target"], document["protected"]} - set(document.get("words", {}))
     shared = [shared_openings(cell, start) / max(1, len(cell)) for cell in cells.values()]
     found = {
         "openings": max(shared),
         "overlap": max(paired for paired, _ in pairs),
         "best_overlap": max(best for _, best in pairs),
-        "negations": sum(
-            bool(negations(document["target"], p) + negations(document["protected"], p))
-            for p in prompts
-        ),
+        "negations": sum(any(negations(name, p) for name in known) for p in prompts),
         "words": len(set().union(*map(content_words, prompts))),
     }
     if document["dataset"] == "celeba":

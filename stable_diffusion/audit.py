@@ -22,13 +22,13 @@ if not __package__:  # started by its path: python stable_diffusion/audit.py
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.decoding import decode
 from stable_diffusion.manifest import CELLS, read_table
 from utils.errors import UserError, exit_cleanly, is_systems, reason
 from utils.files import atomic_path, write_json
 from utils.options import ArgumentParser, path
+from utils.progress import progress
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]
 # What CLIP is asked per attribute: (attribute = 1, attribute = 0).
@@ -54,7 +54,7 @@ def unreadable(paths: Sequence[Path]) -> list[Path]:
         return False
 
     with ThreadPoolExecutor() as pool:
-        flags = tqdm(pool.map(broken, paths), total=len(paths), unit="img", desc="read")
+        flags = progress(pool.map(broken, paths), total=len(paths), unit="img", desc="read")
         return [path for path, bad in zip(paths, flags, strict=True) if bad]
 
 

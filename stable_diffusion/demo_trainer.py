@@ -8,10 +8,10 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.progress import progress
 
 
 class Trainer:
@@ -57,7 +57,7 @@ class Trainer:
         return torch.stack(drawn)
 
     def run(self, name: str, bf16: bool, after_checkpoint) -> None:
-        bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", mininterval=5)
+        bar = progress(total=self.steps, initial=self.step, desc=name, unit="step", mininterval=5)
         saved, running = time.monotonic(), None
         for step in range(self.step, self.steps):
             warm = min(1.0, (step + 1) / 200)

@@ -31,7 +31,6 @@ from pathlib import Path, PurePosixPath
 if not __package__:  # started by its path: python stable_diffusion/edit.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm
 
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet, read_prompts
@@ -39,6 +38,7 @@ from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly, is_systems
 from utils.files import write_atomic
 from utils.options import ArgumentParser, path
+from utils.progress import progress
 
 COLUMNS = ("path", "source", "degree", "prompt", "seed", "model", "settings")
 MINIMUM = 2  # edits an image: DiGA learns from pairs
@@ -269,7 +269,7 @@ def edit(args: argparse.Namespace) -> int:
     print(f"{args.out}: {left} of {total} edits to make with {args.model} on {sampler.device}, "
           f"{low} to {high} of {steps} steps, batches of {batch_size}", flush=True)
     editor = Editor(sampler, steps, settings["height"], settings["width"])
-    with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
+    with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         write_batches(
             lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,
             batch_size, bar,

@@ -22,7 +22,6 @@ from pathlib import Path
 if not __package__:  # started by its path: python stable_diffusion/generate.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm
 
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
@@ -30,6 +29,7 @@ from stable_diffusion.prompt_set import read_prompts
 from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, check_compiler, path
+from utils.progress import Bar, progress
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -214,7 +214,7 @@ def _build_sampler(args: argparse.Namespace):
 
 
 def make_images(
-    sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: tqdm
+    sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: Bar
 ) -> None:
     """Draw the batches and write their images."""
     from stable_diffusion.writer import write_batches
@@ -263,7 +263,7 @@ def generate(args: argparse.Namespace) -> int:
         f"{settings['precision']}, batches of {batch_size}",
         flush=True,
     )
-    with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
+    with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         make_images(sampler, todo, folder, saved, batch_size, bar)
     missing = manifest.finish(
         folder,

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torchvision.utils import make_grid
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from datasets import celeba, demo
@@ -34,6 +33,7 @@ from stable_diffusion.pipeline import pick_device
 from utils.errors import exit_cleanly
 from utils.files import atomic_path
 from utils.options import ArgumentParser, path
+from utils.progress import progress
 
 HERE = Path(__file__).resolve().parent
 SIZE, LATENT_CHANNELS, WIDTH = 64, 4, 128  # pixels, channels of a latent, text embedding
@@ -47,7 +47,7 @@ def read_faces(root: Path) -> tuple[torch.Tensor, np.ndarray]:
     table = table[table["partition"] == 0]
     labels = (table[["Smiling", "Male", "Young"]].to_numpy() > 0).astype(np.int64)
     images = np.empty((len(table), SIZE, SIZE, 3), dtype=np.uint8)
-    for row, name in enumerate(tqdm(table.index, desc="reading faces", unit="face")):
+    for row, name in enumerate(progress(table.index, desc="reading faces", unit="face")):
         images[row] = np.asarray(Image.open(celeba.image_folder(root) / name).convert("RGB"))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
@@ -159,7 +159,7 @@ def unet_loss(latents, labels, captions: Captions, tokenizer, text_encoder, sign
 def encode_all(vae, images: torch.Tensor, device) -> torch.Tensor:
     """Latent means, plain and mirrored, times the scaling factor: float32 [2, N, 4, 16, 16]."""
     parts = []
-    for start in tqdm(range(0, len(images), 256), desc="latents", unit="batch"):
+    for start in progress(range(0, len(images), 256), desc="latents", unit="batch"):
         x = images[start : start + 256].to(device).float() / 127.5 - 1
         parts.append(torch.stack([vae.encode(z).latent_dist.mean.cpu() for z in (x, x.flip(-1))]))
     latents = torch.cat(parts, dim=1)

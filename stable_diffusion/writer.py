@@ -12,17 +12,17 @@ from typing import Self
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from stable_diffusion.manifest import Row
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.progress import Bar
 
 
 class ImageWriter:
     """Encodes and writes finished batches in threads, at most two batches behind the device."""
 
-    def __init__(self, folder: Path, size: int, threads: int, bar: tqdm):
+    def __init__(self, folder: Path, size: int, threads: int, bar: Bar):
         self.folder, self.size, self.bar = folder, size, bar
         self.pool = ThreadPoolExecutor(threads)
         self.pending: deque[list[Future]] = deque()
@@ -83,7 +83,7 @@ def write_batches(
     folder: Path,
     size: int,
     batch_size: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
     """Write what `draw` makes of each batch of rows, as ImageWriter.add takes it.
 

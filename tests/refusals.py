@@ -30,14 +30,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def plain(sentence: str) -> str:
-    """The sentence without what differs between runs: temporary folders, numbers, long lists."""
+    """The sentence without what differs between runs: temporary folders, digests, numbers, long
+    lists."""
     sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/[^/\s:;,)']+", "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT"))
-    return re.sub(r"\d+", "#", sentence)
+    return re.sub(r"\d+", "#", re.sub(r"\b[0-9a-f]{32,}\b", "DIGEST", sentence))
 
 
 def known(sentence: str) -> None:
-    """Assert that the sentence is one of GOLDEN's; with REFUSALS=write it becomes one at the end."""
+    """Assert that the sentence is one of GOLDEN's; REFUSALS=write makes it one at the end."""
     if os.environ.get("REFUSALS") == "write":
         if not NEW:
             atexit.register(write)  # not now: a test may forbid files of that size
@@ -58,7 +59,7 @@ def refused(
     """The one sentence a command prints for a user's mistake, exit code 2.
 
     `names`: the file or flag that the sentence has to name. `out`: a folder in which the command
-    must leave nothing new, whole or half. Asserts that the sentence is known (GOLDEN) and that there
+    must leave nothing new, whole or half. Asserts that GOLDEN has the sentence and that there
     is no traceback.
     """
     before = contents(out) if out and out.is_dir() else {}

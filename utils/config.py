@@ -39,9 +39,9 @@ COUNT, SHARE = number(int, 1, 10**9), number(float, 0, 1)
 RATE, SEED = number(float, 0, 100, open_low=True), number(int, 0, 2**31)
 
 
-def or_all(count):
-    """An argparse type: what `count` takes, None for "all"."""
-    return lambda text: None if text == "all" else count(text)
+def or_all(count, *words: str):
+    """An argparse type: what `count` takes, None for "all", and `words` as they are."""
+    return lambda text: None if text == "all" else text if text in words else count(text)
 
 
 def data_seed(text: str) -> int | str:
@@ -95,8 +95,12 @@ class DataConfig:
                               "such as Smiling")
     protected: str | None = flag(None, "attribute to be fair about (a); if not given the "
                                  "dataset's, such as Male")
-    size: int | None = flag(20000, "biased training images, or all: every one that there is, "
-                            "without --minority and --rule", type=or_all(COUNT))
+    positive: tuple[str, ...] = flag(
+        (), "of --dataset folder: values of the two columns that mean 1, where these hold others "
+        "than 0/1, -1/1 and yes/no", result=False, nargs="+", metavar="[COLUMN=]VALUE")
+    size: int | str | None = flag(
+        "auto", "biased training images, or all: every one that there is, without --minority and "
+        "--rule; auto: 20000, of your own folder all", type=or_all(COUNT, "auto"))
     minority: float = flag(0.1, "share of each of the groups (0,0) and (1,1) in its class",
                            type=SHARE)
     rule: str = flag("first", "'first' gives the released CelebA lists",
@@ -259,6 +263,8 @@ class Config(MachineConfig, TrainConfig, DataConfig, WhatConfig):
             values["mask"] = weights_digest(self.mask, "--mask")
         if values.pop("start") is not None:
             values["start"] = weights_digest(self.start, "--start")
+        if self.positive:
+            values["positive"] = list(self.positive)
         if self.compile:  # rounds differently
             values["compile"] = True
         return values

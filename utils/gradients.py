@@ -7,7 +7,8 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from utils.progress import progress
 
 
 def mean_gradients(
@@ -31,7 +32,7 @@ def mean_gradients(
     copy = deepcopy(model).train().requires_grad_(True)
     copy.zero_grad(set_to_none=True)
     seen = 0
-    for _, x, y, _ in tqdm(batches, total=count, desc=name, unit="batch", leave=False):
+    for _, x, y, _ in progress(batches, total=count, desc=name, unit="batch", leave=False):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             value = loss(copy, x, y)
         value.backward()  # accumulates: the sum over batches
