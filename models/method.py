@@ -18,6 +18,7 @@ from datasets.base import Table
 from datasets.mixing import Data
 from models import backbones
 from utils.engine import fit
+from utils.recipe import Recipe
 from utils.run import Run
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
@@ -194,12 +195,18 @@ class Method:
         return run.data.loader(table, train=True, attributes=cls.uses_attributes == "train")
 
     @classmethod
+    def start(cls, run: Run) -> tuple[nn.Module, Recipe]:
+        """The model that `train` starts from, torch's seed set, and the recipe."""
+        return new_model(run), run.config.pretrain
+
+    @classmethod
     def train(cls, run: Run) -> Method:
-        """The stage of a training from the backbone's initial weights."""
+        """The stage of a training, from the backbone's initial weights or what `start` gives."""
         def make() -> Method:
             arguments = cls.arguments(run)  # first: torch's seed is the model's
-            return cls(new_model(run), run.config.pretrain, options=run.options,
-                       autocast=run.config.autocast, compiled=run.config.compile, **arguments)
+            model, recipe = cls.start(run)
+            return cls(model, recipe, options=run.options, autocast=run.config.autocast,
+                       compiled=run.config.compile, **arguments)
 
         return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run))
 
