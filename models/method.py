@@ -53,7 +53,8 @@ class Method:
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
             value and (lowest, highest).
-        overrides: values of flags that make the row another one's variant.
+        overrides, given: values of flags, and of hyper-parameters, that make the row another one's
+            variant.
         paper_row: its name in the paper's tables.
 
     recipe: utils.recipe.Recipe. options: hyper-parameters, complete. frozen_batch_norm keeps
@@ -70,6 +71,7 @@ class Method:
     defaults: ClassVar[Mapping[str, int | float]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     overrides: ClassVar[Mapping[str, Any]] = {}
+    given: ClassVar[Mapping[str, int | float | str]] = {}
     paper_row: ClassVar[str | None] = None
 
     def __init__(
