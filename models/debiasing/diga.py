@@ -177,7 +177,7 @@ class DiGA(Method):
 
         sides = np.repeat([[0], [1]], images, axis=1)
         fit_stage(run, "byol", make, lambda: edit_loader(
-            run, sides, min(run.options["byol_batch"], images), pairs=True), choose=False)
+            run, sides, min(run.options["byol_batch"], images), pairs=True), None)
 
     @classmethod
     def probe(cls, run: Run) -> Method:
