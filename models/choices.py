@@ -57,8 +57,8 @@ def read_search(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--search {path} cannot be read ({error}); models/search/ holds files "
-                        "that can") from None
+        raise UserError(f"--search {path} cannot be read ({error}); give a file such as "
+                        "models/search/demo.toml") from None
     spaces = {}
     for row, lists in rows.items():
         if not isinstance(lists, dict) or not all(isinstance(x, list) for x in lists.values()):
@@ -70,7 +70,7 @@ def read_search(path: Path) -> dict[str, list[dict[str, Any]]]:
     lengths = {row: len(values) for row, values in spaces.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         said = ", ".join(f"{row} {length}" for row, length in lengths.items()) or "there is none"
-        raise UserError(f"--search {path}: every row needs as many values as the others ({said})")
+        raise UserError(f"--search {path}: give every row as many values as the others ({said})")
     return spaces
 
 
@@ -85,7 +85,7 @@ def candidates(
     spaces, found = read_search(config.search), {}
     for row in spaces:
         if row not in methods:
-            raise UserError(f"--search {config.search}: {row} is no row; see --list")
+            raise UserError(f"--search {config.search}: {row} is no row; choose from --list")
     for row in dict.fromkeys(config.methods):
         for values in spaces.get(row, ()):
             try:

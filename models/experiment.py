@@ -220,10 +220,10 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         if data.val is not None:
             measured = accuracies(trained, data.loader(data.val, train=False))
             validation = {"acc": measured["accuracy"], "class_acc": measured["class-accuracy"]}
-            if method.uses_attributes != "none":  # may choose its values by group labels
-                val = predictions(trained, data.loader(data.val, train=False))
-                validation["wst"] = to_json(
-                    fairness_metrics(val, data.val.y, data.val.a))["wst"]
+            if method.uses_attributes != "none":  # its values may be chosen by group labels
+                val = method.validation(run)
+                said = predictions(trained, run.data.loader(val, train=False))
+                validation["wst"] = to_json(fairness_metrics(said, val.y, val.a))["wst"]
         test = data.loader(data.test, train=False)  # read once, after everything was chosen
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
