@@ -281,6 +281,18 @@ fairif-table4() {  # BLIND is of the next function
 fairif-table4-blind() {  # without the protected attribute's columns in x
   BLIND=-blind MORE=(--blind ${MORE[@]+"${MORE[@]}"}); fairif-table4
 }
+# Section 5: the gap on validation and on test, the predicted loss, AD where the gaps close
+fairif-theory() {
+  local data row rows="fairif fairif_50 fairif_25 fairif_10 $CONTROLS"
+  for data in ${DATASETS:-adult german compas}; do
+    run train.py --setting fairif-theory/$data --dataset $data --data-seed run --methods erm $rows \
+      --seeds ${SPLITS:-0 1 2 3 4 5 6 7 8 9} --backbone logistic --optimizer lbfgs \
+      --batch-size all --pretrain-epochs 2 --weight-decay 0.001 --results "$RESULTS" \
+      ${MORE[@]+"${MORE[@]}"} \
+      --set $(for row in $rows; do echo $row.damping=0.001 $row.curvature_samples=1000000; done)
+    after models.fairif.theory "$RESULTS/fairif-theory/$data"
+  done
+}
 in_memory() {  # folder, number of the table, dataset, flags
   local folder=$1/$3 number=$2 data=$3; shift 3
   run train.py --setting $folder --paper-table fairif-$number --dataset $data --data-seed run \
@@ -334,7 +346,7 @@ fairif-strategies() {
 EXPERIMENTS="demo judge celeba domain-gap longer table1 table2 table3 table4 table5 table6 table7
   table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7
   figure8 fairif-table1 fairif-table2 fairif-table3 fairif-table4
-  fairif-table4-blind fairif-table5 fairif-table6
+  fairif-table4-blind fairif-theory fairif-table5 fairif-table6
   fairif-table11 fairif-figure2 fairif-strategies"
 case " $(echo $EXPERIMENTS) " in *" $EXPERIMENT "*) ;;
   *) echo "error: no experiment '$EXPERIMENT'; there are:" $EXPERIMENTS >&2; exit 2 ;;

@@ -429,4 +429,4 @@ def test_it_is_short_and_every_function_can_be_asked_for():
     assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", RUNNER)  # no function within a function
     bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", RUNNER)
     assert len(bodies) > 20 and max(body.count("\n") for body in bodies) <= 15
-    assert RUNNER.count("\n") <= 350 and max(map(len, RUNNER.splitlines())) <= 100
+    assert RUNNER.count("\n") <= 365 and max(map(len, RUNNER.splitlines())) <= 100
