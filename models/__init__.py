@@ -7,13 +7,14 @@ package's list.
 
 from __future__ import annotations
 
+from models.choices import CHOICES
 from models.debiasing import DEBIASING
 from models.fairif.baselines import BASELINES
 from models.fairif.controls import CONTROLS, SHARES
 from models.fairif.method import FairIF
 from models.ltgc import LTGC
 from models.method import Method
-from models.strategies import CHOICES, STRATEGIES
+from models.strategies import STRATEGIES
 
 METHODS: dict[str, type[Method]] = {
     **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, **CONTROLS,

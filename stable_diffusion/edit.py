@@ -8,11 +8,11 @@
 The paper (Zhang et al., CVPR 2024) edits with a StyleGAN2 trained on the biased set, inverted by
 e4e, along a direction that it finds without group labels. This editor uses the text-to-image model
 at hand, image to image (SDEdit): an image is noised to a random degree, the strength, and denoised
-with a prompt that says the image's own target label and a protected value drawn at random. The
-image's protected label is not read, but the prompts name the spurious attribute.
+with a prompt that says the image's own target label and a protected value: half of an image's edits
+say each. The image's protected label is not read, but the prompts name the spurious attribute.
 
-Writes <out>/manifest.csv first (path, source, degree, prompt, seed, model, settings), then
-<out>/images/*.png. Interrupted? Rerun the same command to resume; several processes (torchrun,
+Writes <out>/manifest.csv first (path, source, protected, degree, prompt, seed, model, settings),
+then <out>/images/*.png. Interrupted? Rerun the same command to resume; several processes (torchrun,
 SLURM, --shard i/n) share the work as those of generate.py do. On average an edit costs (LOW +
 HIGH) / 2 of an image of generate.py.
 """
@@ -40,8 +40,8 @@ from utils.files import write_atomic
 from utils.options import ArgumentParser, path
 from utils.progress import progress
 
-COLUMNS = ("path", "source", "degree", "prompt", "seed", "model", "settings")
-MINIMUM = 2  # edits an image: DiGA learns from pairs
+COLUMNS = ("path", "source", "protected", "degree", "prompt", "seed", "model", "settings")
+MINIMUM = 2  # edits an image: DiGA learns from pairs of opposite protected values
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Edit:
 
     path: str  # relative to the manifest
     source: str  # relative to --images
+    protected: int  # the value, 0 or 1, that the prompt says
     prompt: str
     seed: int
     noised: int
@@ -71,14 +72,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                       "train.csv of a run folder")
     what.add_argument("--images", required=True, type=path, help="folder of these files")
     what.add_argument("--out", required=True, type=path, help="folder of the edited images")
-    what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=2,
-                      metavar="N", help="default: 2, one pair")
+    what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=4,
+                      metavar="N", help="even, half of each protected value (default: 4)")
     what.add_argument("--degrees", type=_degree, nargs=2, default=(0.4, 0.9),
                       metavar=("LOW", "HIGH"), help="share of the noise added, drawn uniformly "
                       "between these for every edit (default: 0.4 0.9)")
     what.add_argument("--seed", type=generate._whole(0, 2**63 - 1), default=42, help="default: 42")
     generate._add_sampler_flags(parser)
     args = parser.parse_args(arguments)
+    if args.edits_per_image % 2:
+        raise UserError(f"--edits-per-image {args.edits_per_image} must be even: half of them are "
+                        "of each protected value")
     if args.degrees[0] > args.degrees[1]:
         raise UserError(f"--degrees {args.degrees[0]} {args.degrees[1]}: give the lower one first")
     return args
@@ -131,17 +135,18 @@ def plan(
 ) -> list[Edit]:
     """`copies` edits of every source (file, y), in that order.
 
-    The protected value, a prompt of that cell, the steps (uniform from noised[0] to noised[1]) and
-    the noise follow from seed, prompt set, file and number of the edit, on nothing else.
+    Even ones are of protected value 0, odd ones of 1. A prompt of that cell, the steps (uniform
+    from noised[0] to noised[1]) and the noise follow from seed, prompt set, file and number of the
+    edit, on nothing else.
     """
     rows = []
     for number, (file, y) in enumerate(sources):
         for copy in range(copies):
             own = ("edit", prompts.name, prompts.pair, file, copy, seed)
-            a, text, steps, noise = (manifest.derive_seed(part, *own) for part in "avsn")
-            cell = prompts.cells[y, a % 2]
+            text, steps, noise = (manifest.derive_seed(part, *own) for part in "vsn")
+            cell = prompts.cells[y, copy % 2]
             rows.append(Edit(
-                f"images/{number:06d}_{copy}.png", file, cell[text % len(cell)], noise,
+                f"images/{number:06d}_{copy}.png", file, copy % 2, cell[text % len(cell)], noise,
                 noised[0] + steps % (noised[1] - noised[0] + 1),
             ))  # fmt: skip
     return rows
@@ -151,8 +156,8 @@ def write_manifest(path: Path, rows: Sequence[Edit], steps: int, model: str, set
     """Write the manifest, or check that the one there is for the same edits (else UserError)."""
     text = json.dumps(settings, sort_keys=True)
     table = [
-        dict(zip(COLUMNS, (row.path, row.source, f"{row.noised / steps:.4f}", row.prompt,
-                           str(row.seed), model, text), strict=True))
+        dict(zip(COLUMNS, (row.path, row.source, str(row.protected), f"{row.noised / steps:.4f}",
+                           row.prompt, str(row.seed), model, text), strict=True))
         for row in rows
     ]  # fmt: skip
     buffer = io.StringIO()

@@ -189,6 +189,8 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
     (["--methods", "erm", "fairif", "--val", "none"], "--val none"),
     (["--launcher", "pbs"], "--launcher"),
+    (["--search", "nowhere.toml"], "--search nowhere.toml"),
+    (["--search", "."], "--search ."),
     (["--slurm", "time=60"], "--slurm"),
     (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),
     (["--tensorboard=yes"], "--tensorboard"),
