@@ -131,9 +131,10 @@ judge() {  # a ResNet-18 trained on a balanced sample of the photographs judges 
     --pretrain-epochs 14 --pretrain-milestone 11"
   train judge_target $judge
   train judge_protected $judge --target "$PROTECTED" --protected "$TARGET"
+  judge=$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt
   run -m stable_diffusion.audit --images "$SYNTHETIC/$PROMPT_SET/${TARGET}_$PROTECTED" \
-    --judge "$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt" \
-    --judge "$RESULTS/$FOLDER/judge_protected/erm/seed100/classifier.pt"
+    --judge "$judge" --judge "${judge/judge_target/judge_protected}" \
+    --dataset $SETTING --data-root "$DATA_ROOT" --features "$judge"
 }
 celeba() {  # beside the paper's table that has the pair
   local number=3

@@ -16,7 +16,7 @@ import train
 from datasets import check
 from prompts import build
 from prompts import check as prompts_check
-from stable_diffusion import audit, generate
+from stable_diffusion import audit, correlate, generate
 from utils.preemption import PREEMPTION
 from utils.reporting import __main__ as reporting
 
@@ -223,6 +223,11 @@ OTHERS = [
     (audit.main, ["--images", "made", "--judge", "nowhere.pt", "--device", "cpu"], "--judge"),
     (audit.main, ["--images", "made", "--clip", "./none", "--device", "cpu"], "--clip"),
     (audit.main, ["--grid", "2"], "--images"),
+    (audit.main, ["--images", "made", "--dataset", "imagenet", "--features", "none.pt"],
+     "--features"),
+    (audit.main, ["--images", "made", "--photographs", "few"], "--photographs"),
+    (correlate.main, ["--metric", "wst"], "--set"),
+    (correlate.main, ["--set", "made"], "--set"),
     (check.main, ["--dataset", "imagenet", "--root", "."], "--dataset"),
     (check.main, ["--dataset", "celeba"], "--root"),
     (check.main, ["--dataset", "celeba", "--root", "nowhere"], "nowhere"),

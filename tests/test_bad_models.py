@@ -229,7 +229,7 @@ def judge(network: str = "resnet18", **fields) -> dict:
 
 
 JUDGES: dict[str, Callable[[Path], object]] = {
-    "another backbone": lambda path: torch.save(judge("resnet34"), path),
+    "an unknown backbone": lambda path: torch.save(judge(backbone="resnet19"), path),
     "another backbone's weights": lambda path: torch.save(
         judge("resnet34", backbone="resnet18"), path),
     "bare weights": lambda path: torch.save(weights_of("resnet18"), path),

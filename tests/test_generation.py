@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stable_diffusion import audit, manifest
+from stable_diffusion import audit, judges, manifest
 from stable_diffusion.generate import main
 from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError
@@ -348,8 +348,8 @@ def test_agreement_is_the_share_of_right_signs(tmp_path):
     def is_light(images):
         return torch.tensor([image.getpixel((0, 0))[0] - 128.0 for image in images])
 
-    assert audit.agreement(is_light, paths, 1, batch_size=3) == 0.75
-    assert audit.agreement(is_light, paths, 0, batch_size=3) == 0.25
+    assert judges.agreement(is_light, paths, 1) == 0.75
+    assert judges.agreement(is_light, paths, 0) == 0.25
 
 
 def test_a_judge_is_read_from_a_checkpoint(tmp_path):
@@ -362,12 +362,12 @@ def test_a_judge_is_read_from_a_checkpoint(tmp_path):
     torch.save({**content, "image_size": 32}, tmp_path / "judge.pt")
     image = Image.linear_gradient("L").convert("RGB").resize((32, 32))
     for given in (tmp_path / "judge.pt", tmp_path):
-        target, logits_fn = audit.load_judge(given, torch.device("cpu"))
-        assert target == "Male"
+        judge = judges.load_judge(given, torch.device("cpu"))
+        assert judge.attribute == "Male"
         x = torch.tensor(list(image.getdata()), dtype=torch.float32).T.reshape(1, 3, 32, 32)
         with torch.no_grad():
             expected = model.eval()(x / 127.5 - 1)[:, 0]
-        assert torch.allclose(logits_fn([image]), expected, atol=1e-5)
+        assert torch.allclose(judge.logits([image]), expected, atol=1e-5)
     torch.save(content, tmp_path / "judge.pt")
     with pytest.raises(UserError, match="image_size"):
-        audit.load_judge(tmp_path, torch.device("cpu"))
+        judges.load_judge(tmp_path, torch.device("cpu"))

@@ -12,7 +12,7 @@ from conftest import ROOT
 from utils.options import path
 
 COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
-            *(f"stable_diffusion/{name}.py" for name in ("generate", "edit", "audit", "grids"))]
+            *(f"stable_diffusion/{name}.py" for name in ("generate", "edit", "audit", "correlate", "grids"))]
 
 
 @pytest.mark.parametrize(("text", "wanted"), [
