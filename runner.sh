@@ -227,7 +227,7 @@ figure1() {  # accuracy against EO and WST of every strategy
   after utils.reporting "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
 figure2() { compare figure2 full_finetuning freeze_{stem,layer{1,2,3,4},fc} aim_fair; }  # blocks
-figure4() { grids --cells 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
+figure4() { grids --groups 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
 figure5() { compare figure5 aim_fair_k{55,40,45,50,60}; }  # top-k; the paper's best is 55. Cost: 13
 # t-SNE of the test images' features by (y, a); the paper: ERM's part by the protected attribute,
 # with synthetic data too, AIM-Fair's less. Ours says beside it how well they tell the attribute.

@@ -145,7 +145,7 @@ def test_response_format_is_given_up_and_not_the_server(
     assert code == 0, err
     assert json.loads(out.read_text())["cells"] == expected(4)
     assert counts == {"with": FAULTS[fault], "without": 4}
-    assert err.count("asking without from here") == 1
+    assert err.count("from now on it is left out") == 1
 
 
 @pytest.mark.parametrize("fault", [None, 500])

@@ -141,7 +141,7 @@ def test_the_key_is_in_nothing_that_any_command_leaves(
     document["cells"] = {cell: ["a face"] for cell in document["cells"]}  # short for a tiny model
     out.write_text(json.dumps(document))
     made = ["--model", tiny_pipeline_dir, "--prompts", out, "--out", tmp_path / "images"]
-    made += ["--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    made += ["--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
     generate.main([str(flag) for flag in made])
     audit.main(["--images", str(tmp_path / "images"), "--grid", "1", "--device", "cpu"])
     data = tiny.make(tmp_path / "data")
@@ -192,7 +192,7 @@ def writers(tmp_path: Path, pipeline: Path) -> dict:
     write_runs(tmp_path / "setting")
     table = noise(tmp_path / "noise.png")
     images = ["--model", pipeline, "--prompts", prompts, "--out", tmp_path / "out",
-              "--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+              "--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
     prompt_flags = ["--target", "Smiling", "--protected", "Male", "--number", 2, "--model", "m",
                     "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out" / "p.json"]
     return {

@@ -58,7 +58,7 @@ def command(model: Path, tmp_path: Path, cells: dict | None = None) -> list:
     document = {"set": "plain", "target": "Smiling", "protected": "Male", "cells": cells or CELLS}
     prompts.write_text(json.dumps(document))
     fixed = ["--model", model, "--prompts", prompts, "--out", tmp_path / "out"]
-    return [*fixed, "--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    return [*fixed, "--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
 
 
 def configured(part: str, **values) -> Callable[[Path], None]:
@@ -172,8 +172,8 @@ def test_a_prompt_beyond_the_models_context(model, tmp_path, capsys):
         capsys, generate.main, command(model, tmp_path, cells), names="Smiling_Male_plain.json",
         out=tmp_path / "out",
     )  # fmt: skip
-    assert "prompt 2 of cell 1_0" in sentence
-    assert "77 tokens" in sentence
+    assert "prompt 2 of group 1_0" in sentence
+    assert "the model's 77" in sentence
 
 
 # --- classifiers ---------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_hub_id_whose_weights_are_a_variant(variant, tiny_pipeline_dir, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert same_weights(read_pipeline("owner/half", torch.float32, PAPER), tiny_pipeline_dir)
     sentence = refusal("owner/other")
-    assert f"HF_HUB_OFFLINE is set and {tmp_path / 'hub'} does not hold it" in sentence
+    assert f"HF_HUB_OFFLINE is set and {tmp_path / 'hub'} does not have it" in sentence
     assert "give the folder below its snapshots/" in refusal(str(repository))
 
 
@@ -85,7 +85,7 @@ def test_a_file_of_another_kind_is_not_called_missing(name, tmp_path, monkeypatc
 def test_a_path_that_is_not_there(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "there is no such file or folder" in refusal(model)
+    assert "(no such file or folder)" in refusal(model)
 
 
 def test_what_a_name_means(tmp_path, monkeypatch):
@@ -114,10 +114,10 @@ def test_a_suffix_in_capitals(model, tmp_path, capsys):
 
 def test_links_and_folders_that_may_not_be_read(model, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert f"it is a link to {tmp_path / 'gone'}, which is not there" in refusal(
+    assert f"it is a link to {tmp_path / 'gone'}, which does not exist" in refusal(
         str(tmp_path / "link"))
     (model / "model_index.json").rename(model / "one.safetensors")
-    assert "no model_index.json; it holds the file one.safetensors" in refusal(str(model))
+    assert "no model_index.json; it holds one.safetensors: give that file" in refusal(str(model))
     listdir = os.listdir
 
     def refuse(path="."):
@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault(monkeypatch):
     error = OSError("Cannot load model")
     error.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/hub/x")
     assert model_files.hub_cause(error) == (
-        "/hub/x: Permission denied; HF_HOME says where the hub's files are kept")
+        "/hub/x: Permission denied; HF_HOME sets where the hub's files are kept")
 
 
 @pytest.mark.parametrize(("cause", "words"), [

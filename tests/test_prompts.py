@@ -262,7 +262,7 @@ def test_command_line_lists_failures_by_prompt(tmp_path, capsys):
     assert len(lines) == 2  # the word that says male, and that nothing says female
     for line in lines:
         assert "bad" in line
-        assert "cell 1_0 prompt 5" in line
+        assert "group 1_0 prompt 5" in line
         assert "smiling man" in line
 
 
@@ -507,7 +507,7 @@ def test_the_model_is_told_what_is_missing_and_what_was_wrong(server, tmp_path, 
         (500, "failed (500)"),
         (503, "failed (503)"),
         ("drop", "connection"),
-        ("slow", "no answer within 0.3 s"),
+        ("slow", "did not answer within 0.3 s"),
         ("page", "did not answer with a chat completion"),
     ],
 )
