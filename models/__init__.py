@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from models.debiasing import DEBIASING
 from models.fairif.baselines import BASELINES
-from models.fairif.method import SHARES, FairIF, FairIFShuffled
+from models.fairif.controls import CONTROLS, SHARES
+from models.fairif.method import FairIF
 from models.ltgc import LTGC
 from models.method import Method
 from models.strategies import CHOICES, STRATEGIES
 
 METHODS: dict[str, type[Method]] = {
-    **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, "fairif_shuffled": FairIFShuffled,
+    **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, **CONTROLS,
     **SHARES, **BASELINES,
 }
 __all__ = ["CHOICES", "METHODS"]

@@ -79,7 +79,7 @@ class FineTuning(Method):
         return fit_stage(run, "finetune", lambda: cls(
             model, cls.recipe_of(run.config), options=run.options, autocast=run.config.autocast,
             compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
-        ), lambda: cls.batches(run))
+        ), lambda: cls.batches(run), run.data.val)
 
 
 class ERMLonger(FineTuning):
