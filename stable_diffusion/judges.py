@@ -90,7 +90,7 @@ def _classifier(path: Path, flag: str, device: torch.device) -> tuple[nn.Module,
     if path.is_dir():
         files = sorted(path.glob("*.pt"))
         if len(files) != 1:
-            raise UserError(f"{given}: the folder must hold exactly one .pt file")
+            raise UserError(f"{given}: the folder holds {len(files)} .pt files; give one file")
         path = files[0]
     if not path.is_file():
         raise UserError(f"{given} does not exist; give the classifier.pt of a run of train.py")
@@ -99,14 +99,16 @@ def _classifier(path: Path, flag: str, device: torch.device) -> tuple[nn.Module,
         target, size = str(checkpoint["target"]), int(checkpoint["image_size"])
         if not 1 <= size <= 4096:
             raise ValueError(f"image_size {size}")
+        if checkpoint["backbone"] not in BACKBONES:
+            raise ValueError(f"unknown backbone {checkpoint['backbone']}")
         model = BACKBONES[checkpoint["backbone"]](None)
         model.load_state_dict(checkpoint["model"])
     except Exception as error:  # torch.load raises many classes
         if is_systems(error):
             raise
         raise UserError(
-            f"{given} is no checkpoint of train.py ({type(error).__name__}: {reason(error)}); "
-            "it needs model, backbone, target and image_size"
+            f"{given} is not a checkpoint of train.py ({type(error).__name__}: {reason(error)}); "
+            "give the classifier.pt of one of its runs"
         ) from None
     return model.eval().to(device), target, size
 
@@ -230,8 +232,9 @@ def _timm(name: str, device: torch.device) -> Features:
     except Exception as error:  # noqa: BLE001 - an unknown name or each hub's own
         cause = hub_cause(error) or f"{type(error).__name__}: {reason(error)[:200]}"
         raise UserError(
-            f"--features {name} cannot be loaded ({cause}); give a name of timm.list_models() that "
-            "has weights and a hub that can be reached, or a checkpoint of train.py"
+            f"--features {name} cannot be loaded ({cause}); give a model of "
+            "timm.list_models(pretrained=True), with a hub that can be reached, or a checkpoint of "
+            "train.py"
         ) from None
     return timm_features(model, name, device)
 
