@@ -1,4 +1,4 @@
-"""Models and checkpoints of another kind, cut off, with code in them, or that give nothing."""
+"""Models and checkpoints of another kind, cut off, holding code, or giving black images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
+    """train.main must not install its SIGTERM handler: it would be pytest's."""
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 class Shouting:
-    """Unpickled, it would write a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-"""Prompt files that are wrong, and those that only look so."""
+"""Prompt files that are wrong, and some that only look wrong."""
 
 from __future__ import annotations
 

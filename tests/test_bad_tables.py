@@ -286,7 +286,7 @@ def test_audit_of_a_folder_of_another_name(generated, tmp_path, capsys):
     refused(capsys, audit.main, arguments, names="faces", out=tmp_path)
 
 
-def test_a_cell_of_the_images_is_a_file(generated, tiny_pipeline_dir, tmp_path, capsys):
+def test_the_folder_of_a_group_is_a_file(generated, tiny_pipeline_dir, tmp_path, capsys):
     shutil.rmtree(generated)
     generated.mkdir()
     (generated / "0_1").write_text("in the way")

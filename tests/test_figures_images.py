@@ -1,4 +1,4 @@
-"""Figures 4 and 7: every cell in its place, the first images by file order, nothing picked."""
+"""Figures 4 and 7: every group in its place, the first images by file order, nothing picked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SIDE = 8
 
 
 def colour(place: int, y: int, a: int, number: int) -> tuple[int, int, int]:
-    """What image `number` of a cell of the set at `place` is filled with: all of them differ."""
+    """What image `number` of a group of the set at `place` is filled with: all differ."""
     return 60 * place + 10, 100 * y + 50 * a + 20, 10 * number
 
 
 def make_set(folder, place: int, number: int = 12, prompts: int | None = None) -> None:
-    """Cells of `number` images, and a manifest with as many different prompts as `prompts`."""
+    """Groups of `number` images, and a manifest with `prompts` different prompts."""
     lines = ["path,y,a,prompt"]
     for y, a in CELLS:
         (folder / f"{y}_{a}").mkdir(parents=True)

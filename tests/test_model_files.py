@@ -1,4 +1,4 @@
-"""Every form in which a text-to-image model lies about is read, or refused for what it is."""
+"""Every form of a text-to-image model is read, or refused with the real cause."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def model(tiny_pipeline_dir, tmp_path) -> Path:
 
 @pytest.fixture
 def variant(model) -> Path:
-    """The model as half of the hub holds it: weights by the name of the fp16 variant alone."""
+    """A model whose weights exist as the fp16 variant only, as often on the hub."""
     files = [*model.glob("*/*.safetensors")]
     assert len(files) == 3
     for file in files:
@@ -100,7 +100,7 @@ def test_what_a_name_means(tmp_path, monkeypatch):
 
 
 def test_a_suffix_in_capitals(model, tmp_path, capsys):
-    """MODEL.SAFETENSORS is read as safetensors, not as a pickle: both names end alike."""
+    """MODEL.SAFETENSORS is read as safetensors, not as a pickle."""
     file = tmp_path / "MODEL.SAFETENSORS"
     shutil.copy(model / "unet" / "diffusion_pytorch_model.safetensors", file)
     with pytest.raises(UserError) as capitals:

@@ -1,4 +1,4 @@
-"""The committed prompt sets, the rules that hold them, and asking a language model for more."""
+"""The committed prompt sets, their rules, and asking a language model for more."""
 
 import json
 import re
@@ -97,7 +97,7 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
 
 
 def new_failures(document, before, without):
-    """What `document` fails and `before` does not, but for some rules."""
+    """The failures of `document` that `before` does not have, without some rules."""
     there = set(check.check_cells(before))
     return [f for f in check.check_cells(document) if f not in there and f.rule not in without]
 
