@@ -131,9 +131,10 @@ judge() {  # a ResNet-18 trained on a balanced sample of the photographs judges 
     --pretrain-epochs 14 --pretrain-milestone 11"
   train judge_target $judge
   train judge_protected $judge --target "$PROTECTED" --protected "$TARGET"
+  judge=$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt
   run -m stable_diffusion.audit --images "$SYNTHETIC/$PROMPT_SET/${TARGET}_$PROTECTED" \
-    --judge "$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt" \
-    --judge "$RESULTS/$FOLDER/judge_protected/erm/seed100/classifier.pt"
+    --judge "$judge" --judge "${judge/judge_target/judge_protected}" \
+    --dataset $SETTING --data-root "$DATA_ROOT" --features "$judge"
 }
 celeba() {  # beside the paper's table that has the pair
   local number=3
@@ -226,7 +227,7 @@ figure1() {  # accuracy against EO and WST of every strategy
   after utils.reporting "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
 figure2() { compare figure2 full_finetuning freeze_{stem,layer{1,2,3,4},fc} aim_fair; }  # blocks
-figure4() { grids --cells 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
+figure4() { grids --groups 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
 figure5() { compare figure5 aim_fair_k{55,40,45,50,60}; }  # top-k; the paper's best is 55. Cost: 13
 # t-SNE of the test images' features by (y, a); the paper: ERM's part by the protected attribute,
 # with synthetic data too, AIM-Fair's less. Ours says beside it how well they tell the attribute.

@@ -110,7 +110,7 @@ def test_every_experiment_is_taken_for_every_pair(setting, pair, tmp_path):
         if name in ("figure4", "figure7"):
             drawn = grids.parser().parse_args(lines[-1][2:])
             assert (drawn.target, drawn.protected) == pair
-            assert drawn.cells == ([(1, 1)] if name == "figure4" else None)
+            assert drawn.groups == ([(1, 1)] if name == "figure4" else None)
 
 
 def test_every_row_that_aim_fair_prints_has_its_line(tmp_path):
