@@ -14,9 +14,10 @@ from models.ltgc import LTGC
 from models.method import Method
 from models.own_strategies import OWN
 from models.strategies import CHOICES, STRATEGIES
+from models.tensor_effect import TensorEffect
 
 METHODS: dict[str, type[Method]] = {
     **STRATEGIES, **OWN, "ltgc": LTGC, **DEBIASING, "fairif": FairIF,
-    "fairif_shuffled": FairIFShuffled, **SHARES, **BASELINES,
+    "fairif_shuffled": FairIFShuffled, "tensor_effect": TensorEffect, **SHARES, **BASELINES,
 }
 __all__ = ["CHOICES", "METHODS"]
