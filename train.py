@@ -66,7 +66,7 @@ def write_tables(experiment) -> None:
                 choice = CHOICES[name]
                 best.write_best(setting, list(choice.rows), name,
                                 own_row(config.paper_table, choice.paper_row))
-        print(tables.write_summary(setting, baseline=config.baseline))
+        print(tables.write_summary(setting, config.baseline))
         real = experiment.splits(config.seeds[0]).train
         real, pool = real if isinstance(real, ImageTable) else None, None
         plots.draw_all(setting, (), real)

@@ -23,15 +23,18 @@ from datasets.base import Splits
 @dataclass(frozen=True)
 class Dataset:
     """load: as above; of samples in memory without size, minority, rule and test_size.
-    attributes: the (target, protected) pair where none is given."""
+    attributes: the (target, protected) pair where none is given. resplits: `seed` draws which
+    samples are for training and which for the test."""
 
     load: Callable[..., Splits]
     attributes: tuple[str, str]
     in_memory: bool = False
+    resplits: bool = False
 
     def __call__(self, root: str | Path, target: str, protected: str, **flags) -> Splits:
         if self.in_memory:
-            flags = {key: value for key, value in flags.items() if key in ("seed", "val")}
+            own = ("seed", "val", "blind") if self.resplits else ("seed", "val")
+            flags = {key: value for key, value in flags.items() if key in own}
         return self.load(root, target, protected, **flags)
 
 
@@ -45,7 +48,7 @@ DATASETS: dict[str, Dataset] = {
     # rendered faces committed with this repository, in CelebA's format
     "demo": Dataset(demo.load, ("Smiling", "Male")),
     # rows of features: Adult, German credit, COMPAS
-    **{name: Dataset(partial(tabular.load, name), pair, True)
+    **{name: Dataset(partial(tabular.load, name), pair, True, True)
        for name, pair in tabular.ATTRIBUTES.items()},
     # coloured digits: ci_mnist_size, ci_mnist_shift, ci_mnist_class
     **{f"ci_mnist_{bias}": Dataset(partial(ci_mnist.load, bias), ci_mnist.ATTRIBUTES, True)

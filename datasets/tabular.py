@@ -86,14 +86,20 @@ def split(table: ArrayTable, seed: int) -> Splits:
 
 def load(
     name: str, root: str | Path, target: str, protected: str, *, seed: int = 0,
-    val: str = "official",
+    val: str = "official", blind: bool = False,
 ) -> Splits:
     """The 70/10/20 split of a data set of TABLES that `seed` draws; without `val` the validation
-    rows are left out. root is not read: the raw files are committed. Raises UserError for other
-    attributes than ATTRIBUTES, another `val`, and as `raw` does."""
+    rows are left out. blind: without the protected attribute's columns (others may tell it, as
+    Adult's "husband" does). root is not read: the raw files are committed. Raises UserError for
+    other attributes than ATTRIBUTES, another `val`, and as `raw` does."""
     check_val(val)
     check_fixed(name, ATTRIBUTES[name], target, protected)
-    parts = split(_read_once(name), seed)
+    table = _read_once(name)
+    if blind:
+        seen = [not column.startswith(f"{protected}=") for column in table.columns]
+        columns = tuple(np.array(table.columns)[seen].tolist())
+        table = replace(table, x=table.x[:, seen], columns=columns)
+    parts = split(table, seed)
     return parts if val == "official" else replace(parts, val=None)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from models.debiasing import DEBIASING
 from models.fairif.baselines import BASELINES
-from models.fairif.method import SHARES, FairIF, FairIFShuffled
+from models.fairif.controls import CONTROLS, SHARES
+from models.fairif.method import FairIF
 from models.ltgc import LTGC
 from models.method import Method
 from models.own_strategies import OWN
@@ -17,7 +18,7 @@ from models.strategies import CHOICES, STRATEGIES
 from models.tensor_effect import TensorEffect
 
 METHODS: dict[str, type[Method]] = {
-    **STRATEGIES, **OWN, "ltgc": LTGC, **DEBIASING, "fairif": FairIF,
-    "fairif_shuffled": FairIFShuffled, "tensor_effect": TensorEffect, **SHARES, **BASELINES,
+    **STRATEGIES, **OWN, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, **CONTROLS,
+    "tensor_effect": TensorEffect, **SHARES, **BASELINES,
 }
 __all__ = ["CHOICES", "METHODS"]

@@ -78,6 +78,9 @@ def _check_folders(config: Config) -> None:
 
 def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Dataset) -> None:
     given = [key for key in DRAWN if getattr(config, key) != getattr(Config, key)]
+    if config.blind and not dataset.resplits:
+        raise UserError(f"--blind is for tabular data, not for {config.dataset}: leave out that "
+                        "flag")
     if dataset.in_memory:
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} draws photographs, and "
@@ -105,10 +108,10 @@ def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Da
 def _check_table(config: Config, methods: Iterable[str]) -> None:
     known = {*methods, *config.methods, config.name}
     setting = config.results / config.setting
-    row = None if config.no_tables else config.baseline  # of one job, the table's rows are unknown
-    if row and row not in known and not (setting / row).exists():
-        raise UserError(f"--baseline {row} is no row of this table: name one of "
-                        f"{', '.join(sorted(filter(None, known)))}")
+    for row in () if config.no_tables else config.baseline:  # one job does not know all rows
+        if row not in known and not (setting / row).exists():
+            raise UserError(f"--baseline {row} is no row of this table: name one of "
+                            f"{', '.join(sorted(filter(None, known)))}")
     if config.paper_table is not None:
         where = (config.dataset, config.target, config.protected)
         try:  # an unknown table; a row that the paper does not have is none of ours alone

@@ -85,7 +85,7 @@ class Experiment:
             return self.load(seed)
         return DATASETS[c.dataset](
             c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
-            seed=seed, val=c.val, test_size=c.test_size,
+            seed=seed, val=c.val, test_size=c.test_size, **({"blind": True} if c.blind else {}),
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
@@ -159,6 +159,8 @@ def make_run(experiment: Experiment, name: str, seed: int) -> Run:
     notes = {"uses_attributes": method.uses_attributes}
     if config.paper_table:
         notes |= {"paper_table": config.paper_table, "paper_row": row}
+    if config.data_seed == "run" and DATASETS[config.dataset].resplits:
+        notes["test_to_train"] = len(data.test) / len(data.real)
     changed = [key for key, value in options.items() if value != method.defaults[key]]
     if changed:
         notes["defaults_changed"] = {key: method.defaults[key] for key in changed}

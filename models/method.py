@@ -203,7 +203,12 @@ class Method:
             return cls(new_model(run), run.config.pretrain, options=run.options,
                        autocast=run.config.autocast, compiled=run.config.compile, **arguments)
 
-        return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run))
+        return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run), cls.validation(run))
+
+    @classmethod
+    def validation(cls, run: Run) -> Table | None:
+        """The validation samples by which the best epoch is chosen."""
+        return run.data.val
 
 
 def new_model(run: Run, seed: int | None = None) -> nn.Module:
@@ -213,19 +218,15 @@ def new_model(run: Run, seed: int | None = None) -> nn.Module:
     return model.to(run.config.device, memory_format=torch.channels_last)
 
 
-def validation(run: Run):
-    """The loader of the validation images, without group labels; None without such images."""
-    return run.data.loader(run.data.val, train=False) if run.data.val is not None else None
-
-
-def fit_stage(run: Run, name: str, method, loader, *, choose: bool = True) -> Method:
-    """Train in the run's stage `name`; the method with the best epoch's model (last without
-    `choose`). method, loader: called for the method and its batches, once each."""
+def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
+    """Train in the run's stage `name`; the method with the model of the best epoch on `val`, which
+    needs no group labels, of the last one where it is None. method, loader: called for the method
+    and its batches, once each."""
     with run.stage(name, "model.pt", "log.jsonl") as stage:
         trained = method()
         if not stage.finished:
-            val = validation(run) if choose else None
-            fit(trained, loader(), val, stage.folder, name, run.observers,
+            held = None if val is None else run.data.loader(val, train=False)
+            fit(trained, loader(), held, stage.folder, name, run.observers,
                 run.config.checkpoint_seconds)
     weights = backbones.load_weights(stage.folder / "model.pt", "the best epoch")
     trained.model.load_state_dict(weights)
@@ -243,8 +244,10 @@ def pretrained(run: Run) -> nn.Module:
         if not stage.finished:
             method = Method(model, run.config.pretrain, autocast=run.config.autocast,
                             compiled=run.config.compile)
-            fit(method, run.data.loader(run.data.real, train=True), validation(run), stage.folder,
-                "pretrain", run.observers, run.config.checkpoint_seconds)
+            val = run.data.val
+            held = None if val is None else run.data.loader(val, train=False)
+            fit(method, run.data.loader(run.data.real, train=True), held, stage.folder, "pretrain",
+                run.observers, run.config.checkpoint_seconds)
         model.load_state_dict(
             backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
         )

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datasets.base import Table
 from models.backbones import load_weights
-from models.method import Batch, Method, fit_stage, validation
+from models.method import Batch, Method, cross_entropy, fit_stage, logits_of
 from models.own_rules import CHANNELS, FISHER, RATIO, T_STATISTIC
 from models.selection import ALL, SENSITIVE_TO_BIAS
 from models.strategies import SYNTHETIC, FineTuning, row
@@ -54,7 +55,7 @@ class Interpolated(FineTuning):
         with run.stage("interpolate", "alphas.json") as stage:
             path = stage.folder / "alphas.json"
             if not stage.finished:
-                tried, val = {}, validation(run)
+                tried, val = {}, run.data.loader(run.data.val, train=False)
                 for alpha in ALPHAS:
                     PREEMPTION.check()
                     trained.model.load_state_dict(mixture(start, end, alpha))
@@ -157,7 +158,7 @@ class Filtered(FineTuning):
         first = fit_stage(run, "first", lambda: Method(
             model, config.finetune, autocast=config.autocast, compiled=config.compile,
             frozen_batch_norm=config.batch_norm == "freeze",
-        ), lambda: run.data.loader(table, train=True))
+        ), lambda: run.data.loader(table, train=True), run.data.val)
         with run.stage("filter", "kept.json") as stage:
             if not stage.finished:
                 kept = agreed_upon(biased, predictions(first, images), table.y)
@@ -174,6 +175,54 @@ class Filtered(FineTuning):
         return run.data.loader(run.data.synthetic_balanced.take(kept), train=True)
 
 
+class Counterweighted(FineTuning):
+    """Fine-tuned past fairness, and half-way back: the minority groups weigh more, then
+    interpolation with the ERM model.
+
+    The real images bias the ERM model towards y != a (--minority is the share of y = a); on the
+    balanced synthetic images the groups y = a weigh `upweight` times as much as the others, so that
+    fine-tuning biases the other way. The model is (1 - alpha) ERM + alpha fine-tuned, batch norm's
+    statistics included: both biases cancel in part, and what both have learned stays. The last
+    epoch counts; a synthetic image's group is that of its prompt and nobody's annotation.
+    """
+
+    defaults = {"upweight": 4.0, "alpha": 0.7}
+    ranges = {"upweight": (1.0, 1e6), "alpha": (0.0, 1.0)}
+
+    def __init__(self, model: nn.Module, recipe, *, weights: np.ndarray, **rest):
+        device = next(model.parameters()).device
+        self.weights = torch.as_tensor(weights, dtype=torch.float32, device=device)
+        super().__init__(model, recipe, **rest)
+
+    @classmethod
+    def arguments(cls, run: Run) -> dict:
+        table = run.data.synthetic_balanced
+        return {"weights": group_weights(table.y, table.a, run.options["upweight"])}
+
+    def loss(self, batch: Batch) -> Tensor:
+        index, x, y, _ = batch
+        with self.precision(x):
+            return cross_entropy(logits_of(self.network, x), y, self.weights[index])
+
+    @classmethod
+    def validation(cls, run: Run) -> Table | None:
+        return None
+
+    @classmethod
+    def finetune(cls, run: Run) -> Method:
+        model = cls.starting_model(run)
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        trained = cls.train_on(model, run)
+        trained.model.load_state_dict(
+            mixture(start, trained.model.state_dict(), run.options["alpha"]))
+        return trained
+
+
+def group_weights(y: np.ndarray, a: np.ndarray, upweight: float) -> np.ndarray:
+    """float64 [N]: `upweight` times as much where y = a as elsewhere; 1 on the mean of both."""
+    return np.where(y == a, upweight, 1.0) * 2 / (1 + upweight)
+
+
 def agreed_upon(one: np.ndarray, other: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Rows (int64) but those where both predictions are the same and not y; int [N] each."""
     return np.flatnonzero((one != other) | (one == y))
@@ -188,5 +237,6 @@ OWN: dict[str, type[Method]] = {
     "aim_fair_real_statistics": row(SYNTHETIC, RealStatistics, SENSITIVE_TO_BIAS),
     "full_interpolated": row(SYNTHETIC, Interpolated, ALL),
     "full_real_statistics": row(SYNTHETIC, RealStatistics, ALL),
+    "counterweighted": row(SYNTHETIC, Counterweighted, ALL),
     "full_filtered": row(SYNTHETIC, Filtered, ALL),
 }

@@ -84,7 +84,7 @@ class FineTuning(Method):
             model, cls.recipe_of(run.config), options=run.options, autocast=run.config.autocast,
             compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
             **cls.arguments(run),
-        ), lambda: cls.batches(run))
+        ), lambda: cls.batches(run), cls.validation(run))
 
 
 class ERMLonger(FineTuning):

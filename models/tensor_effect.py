@@ -68,7 +68,7 @@ class TensorEffect(FineTuning):
                 found[part] = cls._update(part, make, run)
         model.load_state_dict(start)
         freeze_all_but(model, set(names))
-        trained = fit_stage(run, "finetune", make, lambda: cls.batches(run), choose=False)
+        trained = fit_stage(run, "finetune", make, lambda: cls.batches(run), None)
         write_json(run.folder / "effects.json", {
             "erm": before, "all": measured(trained, run), "blocks": blocks, "tensors": {
                 name: effect | {"delta1": mask["delta1"][name], "delta2": mask["delta2"][name],

@@ -161,6 +161,7 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--weight-decay", "inf"], "--weight-decay"),
     (["--gamma", "-1"], "--gamma"),
     (["--optimizer", "newton"], "--optimizer"),
+    (["--blind"], "--blind"),
     (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
     (["--top-k", "nan"], "--top-k"),
     (["--top-k", "-3"], "--top-k"),

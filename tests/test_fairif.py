@@ -21,6 +21,7 @@ from fairif_problems import (
 from sklearn.linear_model import LogisticRegression
 
 from datasets.base import Splits
+from models import METHODS
 from models.fairif import influence as influence_module
 from models.fairif.influence import gap_gradients, influence, loss_derivatives, predict
 from models.fairif.relaxation import Relaxation, relaxed_gaps
@@ -190,3 +191,30 @@ def test_options_reach_the_computation(options, given, tmp_path, monkeypatch):
     _, other = memory_run("fairif", tmp_path / "mlp", splits_of(), backbone="mlp",
                           options={"damping": 0.1})
     assert calls[-1] == ("cg", "gauss_newton")  # too many parameters for the exact inverse
+
+
+@pytest.mark.parametrize("name", ["fairif_shuffled_within_groups", "group_weights"])
+def test_the_controls_within_groups_take_fairifs_own_eps(name, tmp_path):
+    splits, options = splits_of(), {"strength": 1e-3, "damping": 0.1}
+    _, run = memory_run("fairif", tmp_path, splits, options=options)
+    _, other = memory_run(name, tmp_path, splits, options=options)
+    assert len(list((tmp_path / "shared").glob("influence_*"))) == 1
+    ours, theirs = (np.load(r.folder / "weights.npy") for r in (run, other))
+    group = 2 * splits.train.y + splits.train.a
+    for g in range(4):
+        assert np.isclose(ours[group == g].mean(), theirs[group == g].mean(), rtol=1e-3)
+    assert not np.array_equal(ours, theirs)
+    assert (name == "group_weights") == (len(np.unique(theirs.round(9))) == 4)
+    assert METHODS[name].uses_attributes == "train"
+
+
+def test_the_epoch_is_chosen_on_the_granted_share(tmp_path):
+    splits, whole = splits_of(200), {}
+    granted = sum(round(0.25 * count) for count in splits.val.counts().values())
+    for share in (0.25, 1.0):
+        _, run = memory_run("fairif", tmp_path / str(share), splits, backbone="mlp", options={
+            "validation_share": share, "damping": 0.1})
+        log = (run.folder / "reweighted" / "log.jsonl").read_text().splitlines()
+        right = [granted * json.loads(line)["val_acc"] for line in log]
+        whole[share] = all(abs(number - round(number)) < 1e-6 for number in right)
+    assert whole == {0.25: True, 1.0: False}

@@ -80,7 +80,7 @@ def test_summary_stands_beside_fairifs_paper_and_marks_the_impossible(tmp_path):
                                  ("cfair", "CFair", (90, 95, 80, 60)),
                                  ("fairif", "FairIF", (90, 94, 80, 76))):
         write_run(tmp_path / "s" / method / "seed1", correct, paper_table="fairif-5", paper_row=row)
-    text = write_summary(tmp_path / "s", baseline="erm")
+    text = write_summary(tmp_path / "s", ["erm"])
     section = text.split("## Beside FairIF's paper")[1].split("\n## ")[0]
     lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
              for line in section.splitlines() if line.startswith("| ")}

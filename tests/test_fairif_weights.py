@@ -8,7 +8,13 @@ from fairif_problems import L2, SOFT, as_batches, small_problem
 
 from models.fairif.influence import influence
 from models.fairif.relaxation import Relaxation, hard_gaps, relaxed_gaps
-from models.fairif.reweight import closed_form, sample_weights, shuffled
+from models.fairif.reweight import (
+    closed_form,
+    group_means,
+    sample_weights,
+    shuffled,
+    shuffled_within,
+)
 from utils.errors import UserError
 
 
@@ -127,3 +133,14 @@ def test_weights_are_clipped_and_the_control_is_a_permutation():
             closed_form(*random_problem(1), **wrong)
     with pytest.raises(UserError, match="finite"):
         closed_form(random_problem(1)[0] * float("inf"), random_problem(1)[1], 0.1)
+
+
+def test_controls_keep_each_groups_mass():
+    groups = torch.tensor([0, 1, 1, 3, 3, 3, 1, 0, 3, 1])
+    eps = torch.arange(10, dtype=torch.float64)
+    dealt, means = shuffled_within(eps, groups, 1), group_means(eps, groups)
+    for group in (0, 1, 3):
+        own = eps[groups == group]
+        assert torch.equal(dealt[groups == group].sort().values, own.sort().values)
+        assert torch.allclose(means[groups == group], own.mean())
+    assert not torch.equal(dealt, eps) and not torch.equal(dealt, shuffled_within(eps, groups, 2))

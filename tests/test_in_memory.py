@@ -16,15 +16,16 @@ import train
 from datasets import DATASETS
 from models import METHODS
 from models.fairif.baselines import BASELINES
+from models.fairif.controls import CONTROLS
 from utils.preemption import PREEMPTION
 
 SAMPLE = Path(__file__).parent / "mnist"  # 240 and 40 digits
-ROWS = ["erm", *BASELINES, "fairif", "fairif_shuffled"]
+ROWS = ["erm", *BASELINES, "fairif", *CONTROLS]
 LBFGS = ["--backbone", "logistic", "--optimizer", "lbfgs", "--batch-size", "all",
          "--pretrain-epochs", "2", "--weight-decay", "0.001"]
 ADAM = ["--optimizer", "adam", "--batch-size", "50", "--pretrain-lr", "0.001",
         "--pretrain-epochs", "2"]
-OPTIONS = [f"{row}.{pair}" for row in ("influence", "fairif", "fairif_shuffled")
+OPTIONS = [f"{row}.{pair}" for row in ("influence", "fairif", *CONTROLS)
            for pair in ("damping=0.1", "curvature_samples=100")]
 
 
@@ -42,7 +43,8 @@ def command(dataset: str, results: Path, *more) -> list[str]:
 
 def test_a_table_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
     line = command("german", tmp_path, *LBFGS, "--methods", *ROWS, "--seeds", 0, 1,
-                   "--baseline", "erm", "--paper-table", "fairif-4", "--set", *OPTIONS)
+                   "--baseline", "erm", "fairif_shuffled", "--paper-table", "fairif-4",
+                   "--set", *OPTIONS)
     train.main(line)
     printed = capsys.readouterr().out
     folder = tmp_path / "s"
@@ -50,6 +52,10 @@ def test_a_table_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
     assert "/ 75.50 /" in printed and "/ 2.40 /" in printed  # its Original and FairIF's EOD
     frame = pd.read_csv(folder / "summary.csv").set_index("method")
     assert set(frame.index) == set(ROWS)
+    assert "## Paired differences to fairif_shuffled" in printed
+    assert printed.count("Nadeau and Bengio's correction") == 2
+    config = json.loads((folder / "erm/seed0/config.json").read_text())
+    assert config["test_to_train"] == 200 / 700
     runs = [json.loads((folder / f"fairif/seed{seed}/metrics.json").read_text())["test"]
             for seed in (0, 1)]
     assert frame.acc_mean["fairif"] == pytest.approx(50 * sum(run["acc"] for run in runs))
@@ -95,6 +101,17 @@ def test_the_rest_of_the_methods_run_on_rows_too(tmp_path):
         assert 0.2 < metrics["test"]["acc"] <= 1, row
 
 
+def test_the_protected_attribute_can_be_left_out_of_the_features(tmp_path):
+    for flags, width in (([], 59), (["--blind"], 57)):
+        train.main(command("german", tmp_path, *LBFGS, "--methods", "erm", "--setting",
+                           f"s{width}", "--seeds", 0, *flags))
+        saved = torch.load(tmp_path / f"s{width}/erm/seed0/classifier.pt", weights_only=True)
+        (weight,) = [value for value in saved["model"].values() if value.ndim == 2]
+        assert weight.shape == (1, width)
+    lists = [(tmp_path / f"s{width}/erm/seed0/train.csv").read_text() for width in (59, 57)]
+    assert lists[0] == lists[1]
+
+
 def test_adam_keeps_the_best_epoch_and_the_later_of_equal_ones(tmp_path):
     train.main(command("compas", tmp_path, *ADAM[:4], "--backbone", "mlp", "--methods", "erm",
                        "--pretrain-lr", "0.3", "--pretrain-epochs", 12, "--seeds", 3))
@@ -114,6 +131,7 @@ def test_adam_keeps_the_best_epoch_and_the_later_of_equal_ones(tmp_path):
     ("german", ["--target", "sex", "--protected", "credit"], "leave out --target"),
     ("german", ["--optimizer", "lbfgs"], "--batch-size all"),
     ("german", ["--optimizer", "newton"], "invalid choice"),
+    ("ci_mnist_size", ["--blind"], "--blind is for tabular data"),
     ("german", ["--backbone", "resnet18", "--pretrained", "none"], "not rows of 59 features"),
     ("german", ["--backbone", "digit_cnn"], "not rows of 59 features"),
     ("german", ["--pretrained", "imagenet"], "mlp starts from random weights"),

@@ -149,6 +149,12 @@ def test_paired_difference_by_hand():
     result = paired_difference(a, b)
     half = 4.302653 * math.sqrt(7) / math.sqrt(3)
     assert result == pytest.approx((3, 3 - half, 3 + half, 3), rel=1e-6)
+    # Nadeau and Bengio: 1/n + n_test / n_train in place of 1/n
+    wider = paired_difference(a, b, test_to_train=2 / 7)
+    n = wider.pairs
+    assert wider.mean == result.mean
+    assert wider.high - wider.low == pytest.approx(
+        (result.high - result.low) * math.sqrt((1 / n + 2 / 7) * n))
     one = paired_difference({1: 2.0}, {1: 5.0})
     assert (one.mean, one.pairs) == (-3, 1)
     assert math.isnan(one.low)

@@ -216,6 +216,7 @@ CHANGED = {
     "minority": ["0.5"],
     "rule": ["random"],
     "data_seed": ["1"],
+    "blind": None,  # of tabular data: tests/test_in_memory.py
     "val": ["none"],
     "best_epoch": ["class-accuracy"],
     "test_size": ["12"],

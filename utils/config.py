@@ -76,9 +76,9 @@ class WhatConfig:
         "FairIF's paper; a row that the paper does not have stands alone", result=False)
     paper_row: str | None = flag(
         None, "row of that table a single method stands for, where not its own name", result=False)
-    baseline: str | None = flag(
-        None, "row to which the table's paired differences are; none where not given",
-        result=False)
+    baseline: tuple[str, ...] = flag(
+        (), "rows to which the table's paired differences are; none where not given", result=False,
+        nargs="+", metavar="ROW")
     results: Path = flag(Path("results"), "root of all results", result=False, type=path)
     no_tables: bool = flag(False, "train only: leave tables, figures and report to a later call",
                            result=False, action="store_true")
@@ -108,6 +108,8 @@ class DataConfig:
     best_epoch: str = flag(
         "accuracy", "measure on the validation images by which an epoch is the best: accuracy, as "
         "in the release, or the accuracy averaged over the two classes of y", choices=BEST_BY)
+    blind: bool = flag(False, "leave the protected attribute out of the features of tabular data",
+                       action="store_true")
     test_size: int | None = flag(None, "draw a balanced test set of this size, a multiple of 4",
                                  type=COUNT)
     synthetic_root: Path | None = flag(None, "folder of synthetic images", result=False, type=path)

@@ -148,7 +148,7 @@ class DiGA(Method):
             return BYOL(network, features, recipe, options=run.options,
                         autocast=run.config.autocast)
 
-        fit_stage(run, "byol", make, lambda: pair_loader(run), choose=False)
+        fit_stage(run, "byol", make, lambda: pair_loader(run), None)
 
     @classmethod
     def probe(cls, run: Run) -> Method:

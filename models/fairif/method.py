@@ -23,7 +23,7 @@ from models.fairif.hessian import METHODS as INVERSES
 from models.fairif.hessian import PRODUCTS, Batch, chosen_parameters, evaluation
 from models.fairif.influence import Influence, influence, predict
 from models.fairif.relaxation import KINDS, Relaxation, check_groups, relaxed_gaps
-from models.fairif.reweight import NORMS, closed_form, sample_weights, shuffled
+from models.fairif.reweight import NORMS, closed_form, sample_weights
 from models.method import Method, cross_entropy, logits_of, pretrained
 from utils.files import read_array, write_array, write_json
 from utils.preemption import PREEMPTION
@@ -85,7 +85,7 @@ class FairIF(Method):
     training samples, drawn by the seed, whose mean loss it is of. `last_tensors`: only so many of
     the last parameter tensors move in the influence (ResNet-18: 2 is fc, 17 layer4 and fc); 0 is
     all. `validation_share`: of each group of the validation samples, drawn by the seed, whose group
-    labels are used (Table 11); the epoch is chosen on all of them, which needs no group labels.
+    labels are used (Table 11), and on which alone the best epoch is chosen.
     """
 
     stages = ("influence", "reweighted")
@@ -114,7 +114,7 @@ class FairIF(Method):
             return cross_entropy(logits_of(self.model, x), y, self.weights[index])
 
     @staticmethod
-    def deal(eps: Tensor, seed: int) -> Tensor:
+    def deal(eps: Tensor, run: Run) -> Tensor:
         """Which sample gets which eps, float64 [n]: each its own."""
         return eps
 
@@ -123,7 +123,7 @@ class FairIF(Method):
         """(n times the weights of the n training samples, float64 [n]; how they came about)."""
         (found, record), options = shared_influence(erm, run), run.options
         eps = closed_form(found.scores, found.gaps, options["strength"], options["penalty"])
-        eps = cls.deal(eps, run.seed)
+        eps = cls.deal(eps, run)
         clipped = sample_weights(eps).clipped
         count = len(eps)
         # 1 + n eps and not n (1/n + eps), whose rounding would keep eps = 0 from being ERM
@@ -147,36 +147,20 @@ class FairIF(Method):
         return {"weights": read_array(run.folder / "weights.npy", (len(run.data.real),))}
 
     @classmethod
+    def validation(cls, run: Run) -> Table:
+        return validation_part(run.data.val, run.options.get("validation_share", 1.0), run.seed)
+
+    @classmethod
     def reweighted(cls, run: Run) -> Method:
         """The same training from the same start, with the weights; influence.json gets the gaps
         of the trained model."""
         trained, path = super().train(run), run.folder / "influence.json"
-        val = run.data.val  # not `validation_share` of it: what the gaps have become
+        val = cls.validation(run)
         logits = predict(trained.model, Passes(run.data.loader(val, train=False)))
         y, a = (torch.from_numpy(labels).to(logits.device) for labels in (val.y, val.a))
         after = relaxed_gaps(logits, y, a, relaxation_of(run))
         write_json(path, read_record(path) | {"gaps_after": after.tolist()})
         return trained
-
-
-class FairIFShuffled(FairIF):
-    """The control: FairIF's eps on other samples, which shows whether their choice does the work.
-
-    The influence is FairIF's own of the same setting and seed, and the seed shuffles.
-    """
-
-    paper_row = None
-    deal = staticmethod(shuffled)
-
-
-# Table 11: shares of each validation group whose labels are used, in percent.
-SHARES: dict[str, type[FairIF]] = {
-    f"fairif_{percent}": type("FairIFShare", (FairIF,), {
-        "defaults": {**FairIF.defaults, "validation_share": percent / 100},
-        "paper_row": f"{percent}%", "__doc__": FairIF.__doc__,
-    })
-    for percent in (50, 25, 10)
-}
 
 
 def shared_influence(model, run: Run) -> tuple[Influence, dict]:
@@ -208,7 +192,7 @@ def run_influence(model, run: Run) -> tuple[Influence, float]:
     """Influence of the n training samples on both gaps, and the gradient norm of stage one over
     the curvature's samples. Raises UserError as `influence` does."""
     data, curvature = run.data, curvature_batches(run)
-    val = validation_part(data.val, run.options["validation_share"], run.seed)
+    val = FairIF.validation(run)
     found = influence(
         model,
         Passes(data.loader(data.real, train=False)),

@@ -97,6 +97,21 @@ def sample_weights(eps: Tensor) -> Weights:
 
 
 def shuffled(eps: Tensor, seed: int) -> Tensor:
-    """The same eps on other samples: the control that shows whether their choice does the work."""
+    """The same eps, [n], on other samples."""
     order = torch.randperm(len(eps), generator=torch.Generator().manual_seed(seed))
     return eps[order]
+
+
+def shuffled_within(eps: Tensor, groups: Tensor, seed: int) -> Tensor:
+    """The same eps, [n], on other samples of the same group; groups: int64 [n]."""
+    dealt = eps.clone()
+    for group in groups.unique():
+        rows = torch.nonzero(groups == group).squeeze(1)
+        dealt[rows] = shuffled(eps[rows], seed)
+    return dealt
+
+
+def group_means(eps: Tensor, groups: Tensor) -> Tensor:
+    """Each sample's eps replaced by the mean of its group's, [n]; groups: int64 [n]."""
+    totals = torch.zeros(int(groups.max()) + 1, dtype=eps.dtype).index_add_(0, groups, eps)
+    return (totals / torch.bincount(groups))[groups]

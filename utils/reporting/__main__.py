@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser
-from utils.reporting.comparisons import baseline_of
+from utils.reporting.comparisons import baselines_of
 from utils.reporting.docs import write_docs
 from utils.reporting.plots import draw_all
 from utils.reporting.report import write_report
@@ -21,17 +21,19 @@ from utils.reporting.tables import write_summary
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_all(setting: Path, baseline: str | None = None, others: Sequence[Path] = ()) -> str:
+def write_all(
+    setting: Path, baselines: Sequence[str] = (), others: Sequence[Path] = ()
+) -> str:
     """Tables, figures and report of one setting; returns the tables' text.
 
-    baseline: a method to which paired differences are taken, by default that of the present
+    baselines: methods to which paired differences are taken, by default those of the present
     summary.md. others: settings whose methods stand in Figure 1, too. Raises UserError where no run
     is finished.
     """
     summary = setting / "summary.md"
-    if baseline is None and summary.exists():
-        baseline = baseline_of(summary.read_text(encoding="utf-8"))
-    text = write_summary(setting, baseline=baseline)
+    if not baselines and summary.exists():
+        baselines = baselines_of(summary.read_text(encoding="utf-8"))
+    text = write_summary(setting, baselines)
     draw_all(setting, others)
     return f"{text}\n{write_report(setting)}"
 
@@ -40,7 +42,8 @@ def write_all(setting: Path, baseline: str | None = None, others: Sequence[Path]
 def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description="Tables, figures and report from saved runs.")
     parser.add_argument("settings", type=Path, nargs="*", help="folders such as results/demo")
-    parser.add_argument("--baseline", help="method to take paired differences to, such as erm")
+    parser.add_argument("--baseline", nargs="+", default=[], metavar="ROW",
+                        help="methods to take paired differences to, such as erm")
     parser.add_argument("--with", type=Path, nargs="+", default=[], dest="others",
                         metavar="SETTING", help="settings whose methods Figure 1 shows too")
     parser.add_argument("--docs", action="store_true",

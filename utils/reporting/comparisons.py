@@ -30,13 +30,16 @@ class Paired(NamedTuple):
 
 
 def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95
+    a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95, *,
+    test_to_train: float = 0.0,
 ) -> Paired:
     """Mean of a - b over the seeds both have, with its t confidence interval.
 
-    a, b: {seed: figure}, in any unit. The interval is mean +- t * s / sqrt(n), s the sample
-    standard deviation of the differences, t the quantile with n - 1 degrees of freedom. It is NaN
-    with fewer than two pairs, and so is the mean with none.
+    a, b: {seed: figure}, in any unit. The interval is mean +- t * s * sqrt(1 / n + test_to_train),
+    s the sample standard deviation of the differences, t the quantile with n - 1 degrees of
+    freedom. test_to_train: where the seeds draw overlapping splits of the same samples, the size of
+    a test part over that of a training part, the correction of Nadeau and Bengio (2003); 0 for
+    training seeds. The interval is NaN with fewer than two pairs, and so is the mean with none.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = pd.Series([a[seed] - b[seed] for seed in seeds], dtype=float)
@@ -44,7 +47,8 @@ def paired_difference(
     if pairs < 2:
         return Paired(mean if pairs else math.nan, math.nan, math.nan, pairs)
     quantile = student_t.ppf((1 + confidence) / 2, pairs - 1)
-    half = float(quantile * differences.std(skipna=False) / math.sqrt(pairs))
+    spread = float(differences.std(skipna=False))
+    half = float(quantile) * spread * math.sqrt(1 / pairs + test_to_train)
     return Paired(mean, mean - half, mean + half, pairs)
 
 
@@ -57,11 +61,19 @@ def differences(results: Results, baseline: str) -> dict[str, dict[str, Paired]]
         raise UserError(
             f"--baseline {baseline} has no finished run; choose from {', '.join(results.metrics)}")
     figures = {method: results.frame.loc[method] for method in results.metrics}  # a row a seed
+    ratio = resplit_ratio(results)
     return {
-        method: {name: paired_difference(frame[name].to_dict(), figures[baseline][name].to_dict())
+        method: {name: paired_difference(frame[name].to_dict(), figures[baseline][name].to_dict(),
+                                         test_to_train=ratio)
                  for name in FIGURES}
         for method, frame in figures.items() if method != baseline
     }
+
+
+def resplit_ratio(results: Results) -> float:
+    """Test over training samples where a setting's seeds draw splits of the same samples, else 0"""
+    return max((config.get("test_to_train", 0.0) for seeds in results.configs.values()
+                for config in seeds.values()), default=0.0)
 
 
 def paired_section(results: Results, baseline: str) -> Section:
@@ -71,13 +83,14 @@ def paired_section(results: Results, baseline: str) -> Section:
         for method, figures in differences(results, baseline).items()
     ]
     note = "Method minus baseline over shared seeds, in points: mean [95% t interval]."
+    if resplit_ratio(results):
+        note += " The seeds' splits overlap: Nadeau and Bengio's correction."
     return Section(f"{PAIRED} {baseline}", note, pd.DataFrame(rows))
 
 
-def baseline_of(summary: str) -> str | None:
-    """The baseline of a summary.md that has paired differences."""
-    found = re.search(rf"^## {PAIRED} (.+)$", summary, re.MULTILINE)
-    return found and found[1]
+def baselines_of(summary: str) -> list[str]:
+    """The baselines of a summary.md that has paired differences."""
+    return re.findall(rf"^## {PAIRED} (.+)$", summary, re.MULTILINE)
 
 
 def beside_papers(frame: pd.DataFrame) -> list[Section]:

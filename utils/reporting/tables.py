@@ -15,7 +15,7 @@ definitions of equalized odds are in use, so no column is called plain `wst` or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +129,18 @@ def _per_seed(frame: pd.DataFrame) -> Section:
     )
 
 
-def write_summary(setting_dir: str | Path, *, baseline: str | None = None) -> str:
+def write_summary(setting_dir: str | Path, baselines: Sequence[str] = ()) -> str:
     """Write summary.csv, .md and .tex, and relative_change.csv where FairIF stands beside ERM;
     return the markdown.
 
-    baseline: a method to which paired differences are taken. Raises UserError where no run is
+    baselines: methods to which paired differences are taken. Raises UserError where no run is
     finished and for an unknown baseline.
     """
     results = Results(setting_dir)
     frame = collect(results)
     changes = comparisons.relative_changes(results, frame)
     sections = [_as_the_papers(frame), _per_seed(frame), *comparisons.beside_papers(frame)]
-    if baseline:
-        sections.append(comparisons.paired_section(results, baseline))
+    sections += [comparisons.paired_section(results, baseline) for baseline in baselines]
     if not changes.empty:
         sections.append(comparisons.relative_section(changes))
     if results.masks:
