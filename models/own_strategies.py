@@ -175,19 +175,20 @@ class Filtered(FineTuning):
         return run.data.loader(run.data.synthetic_balanced.take(kept), train=True)
 
 
-class Counterweighted(FineTuning):
-    """Fine-tuned past fairness, and half-way back: the minority groups weigh more, then
+class Counterweighted(Interpolated):
+    """Fine-tuned past fairness, and part of the way back: the minority groups weigh more, then
     interpolation with the ERM model.
 
     The real images bias the ERM model towards y != a (--minority is the share of y = a); on the
     balanced synthetic images the groups y = a weigh `upweight` times as much as the others, so that
-    fine-tuning biases the other way. The model is (1 - alpha) ERM + alpha fine-tuned, batch norm's
-    statistics included: both biases cancel in part, and what both have learned stays. The last
-    epoch counts; a synthetic image's group is that of its prompt and nobody's annotation.
+    fine-tuning biases the other way. In between the two biases cancel, and what both models have
+    learned stays. The fine-tuning's last epoch counts, as its own accuracy is no guide to the
+    mixture's; alpha is chosen as `Interpolated` does. A synthetic image's group is that of its
+    prompt and nobody's annotation.
     """
 
-    defaults = {"upweight": 4.0, "alpha": 0.7}
-    ranges = {"upweight": (1.0, 1e6), "alpha": (0.0, 1.0)}
+    defaults = {"upweight": 10.0}
+    ranges = {"upweight": (1.0, 1e6)}
 
     def __init__(self, model: nn.Module, recipe, *, weights: np.ndarray, **rest):
         device = next(model.parameters()).device
@@ -207,15 +208,6 @@ class Counterweighted(FineTuning):
     @classmethod
     def validation(cls, run: Run) -> Table | None:
         return None
-
-    @classmethod
-    def finetune(cls, run: Run) -> Method:
-        model = cls.starting_model(run)
-        start = {name: value.clone() for name, value in model.state_dict().items()}
-        trained = cls.train_on(model, run)
-        trained.model.load_state_dict(
-            mixture(start, trained.model.state_dict(), run.options["alpha"]))
-        return trained
 
 
 def group_weights(y: np.ndarray, a: np.ndarray, upweight: float) -> np.ndarray:

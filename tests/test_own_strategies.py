@@ -22,7 +22,13 @@ from models.own_rules import (
     select_channels,
     t_statistic,
 )
-from models.own_strategies import OWN, agreed_upon, mixture, reestimate_statistics
+from models.own_strategies import (
+    OWN,
+    agreed_upon,
+    group_weights,
+    mixture,
+    reestimate_statistics,
+)
 from utils.gradients import Moments, gradient_moments, mean_gradients
 from utils.preemption import PREEMPTION
 
@@ -109,6 +115,12 @@ def test_images_on_which_both_are_wrong_are_left_out():
     assert agreed_upon(one_, other, y).tolist() == [0, 3, 4]
 
 
+def test_minority_groups_weigh_more_and_all_weigh_one_on_the_mean():
+    y, a = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert group_weights(y, a, 3.0).tolist() == [1.5, 0.5, 0.5, 1.5]
+    assert group_weights(y, a, 1.0).tolist() == [1, 1, 1, 1]
+
+
 # --- weights and statistics ----------------------------------------------------------------------
 
 
@@ -177,19 +189,26 @@ def test_what_is_not_selected_stays_bit_identical(name, trained):
     assert moved
 
 
-def test_alpha_is_the_best_on_validation_and_all_are_recorded(trained):
-    record = read(trained, "full_interpolated", "interpolate/alphas.json")
+@pytest.mark.parametrize("name", ["full_interpolated", "aim_fair_interpolated", "counterweighted"])
+def test_alpha_is_the_best_on_validation_and_all_are_recorded(name, trained):
+    record = read(trained, name, "interpolate/alphas.json")
     assert list(record["tried"]) == [f"{step / 10:.1f}" for step in range(1, 11)]
     values = {float(alpha): each["accuracy"] for alpha, each in record["tried"].items()}
     assert record["best_by"] == "accuracy"
     assert record["alpha"] == max(values, key=lambda alpha: (values[alpha], alpha))
-    erm, full = state(trained, "erm"), state(trained, "full_finetuning")
-    ours, alpha = state(trained, "full_interpolated"), record["alpha"]
-    for name, value in ours.items():
+    alpha = record["alpha"]
+    assert read(trained, name, "metrics.json")["validation"]["acc"] == values[alpha]
+    log = (trained / name / "seed100" / "log.jsonl").read_text().splitlines()
+    last = json.loads(log[-1])
+    if name == "counterweighted":  # nothing but alpha is chosen: the last epoch counts
+        assert last["kept"] == 2 and "val_acc" not in last
+        return
+    ends = [state(trained, row) for row in (
+        "erm", {"full_interpolated": "full_finetuning"}.get(name, "aim_fair"))]
+    for tensor, value in state(trained, name).items():
         if value.is_floating_point():
-            torch.testing.assert_close(value, (1 - alpha) * erm[name] + alpha * full[name])
-    measured = read(trained, "full_interpolated", "metrics.json")["validation"]
-    assert measured["acc"] == values[alpha]
+            between = (1 - alpha) * ends[0][tensor] + alpha * ends[1][tensor]
+            torch.testing.assert_close(value, between)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [
