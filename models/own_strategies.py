@@ -36,15 +36,24 @@ def mixture(start: Weights, end: Weights, alpha: float) -> dict[str, Tensor]:
             for name, value in end.items()}
 
 
+def fairest(accuracy: Mapping[float, float], slack: float) -> float:
+    """The largest alpha whose accuracy is at most `slack` below the best. {alpha: accuracy}."""
+    return max(alpha for alpha, value in accuracy.items()
+               if value >= max(accuracy.values()) - slack)
+
+
 class Interpolated(FineTuning):
     """Between the ERM model and the fine-tuned one: weights (1 - alpha) ERM + alpha fine-tuned.
 
     alpha of `ALPHAS` is the one of the best validation accuracy by --best-epoch, without group
-    labels; of equal ones the largest, the fairest. interpolate/alphas.json holds all that were
-    tried. A tensor that was not selected is the same at both ends and in between.
+    labels; of equal ones, and of those at most `slack` less accurate, the largest, the fairest.
+    interpolate/alphas.json holds all that were tried. A tensor that was not selected is the same at
+    both ends and in between.
     """
 
     needs_validation = True
+    defaults = {"slack": 0.0}
+    ranges = {"slack": (0.0, 1.0)}
 
     @classmethod
     def finetune(cls, run: Run) -> Method:
@@ -61,8 +70,9 @@ class Interpolated(FineTuning):
                     trained.model.load_state_dict(mixture(start, end, alpha))
                     tried[str(alpha)] = accuracies(trained, val)
                 best_by = run.config.best_epoch
-                best = max(ALPHAS, key=lambda alpha: (tried[str(alpha)][best_by], alpha))
-                write_json(path, {"alpha": best, "best_by": best_by, "tried": tried})
+                alpha = fairest({alpha: tried[str(alpha)][best_by] for alpha in ALPHAS},
+                                run.options["slack"])
+                write_json(path, {"alpha": alpha, "best_by": best_by, "tried": tried})
         alpha = read_record(path, "alpha")["alpha"]
         trained.model.load_state_dict(mixture(start, end, alpha))
         return trained
@@ -176,19 +186,18 @@ class Filtered(FineTuning):
 
 
 class Counterweighted(Interpolated):
-    """Fine-tuned past fairness, and part of the way back: the minority groups weigh more, then
-    interpolation with the ERM model.
+    """Fine-tuned past fairness, and part of the way back by interpolation with the ERM model.
 
-    The real images bias the ERM model towards y != a (--minority is the share of y = a); on the
-    balanced synthetic images the groups y = a weigh `upweight` times as much as the others, so that
-    fine-tuning biases the other way. In between the two biases cancel, and what both models have
-    learned stays. The fine-tuning's last epoch counts, as its own accuracy is no guide to the
-    mixture's; alpha is chosen as `Interpolated` does. A synthetic image's group is that of its
-    prompt and nobody's annotation.
+    The real images bias the ERM model towards y != a (--minority is the share of y = a). Of the
+    balanced synthetic images the groups y = a alone are learned from, the others weigh `others` (0:
+    they only pass through batch norm), so that the fine-tuning biases the other way; in between the
+    two biases cancel, and what both models have learned stays. The last epoch of the fine-tuning
+    counts, as its own accuracy is no guide to the mixture's; alpha is chosen as `Interpolated`
+    does. A synthetic image's group is that of its prompt and nobody's annotation.
     """
 
-    defaults = {"upweight": 10.0}
-    ranges = {"upweight": (1.0, 1e6)}
+    defaults = {"others": 0.0, "slack": 0.0025}
+    ranges = {"others": (0.0, 1.0), "slack": (0.0, 1.0)}
 
     def __init__(self, model: nn.Module, recipe, *, weights: np.ndarray, **rest):
         device = next(model.parameters()).device
@@ -198,7 +207,7 @@ class Counterweighted(Interpolated):
     @classmethod
     def arguments(cls, run: Run) -> dict:
         table = run.data.synthetic_balanced
-        return {"weights": group_weights(table.y, table.a, run.options["upweight"])}
+        return {"weights": group_weights(table.y, table.a, run.options["others"])}
 
     def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
@@ -210,9 +219,9 @@ class Counterweighted(Interpolated):
         return None
 
 
-def group_weights(y: np.ndarray, a: np.ndarray, upweight: float) -> np.ndarray:
-    """float64 [N]: `upweight` times as much where y = a as elsewhere; 1 on the mean of both."""
-    return np.where(y == a, upweight, 1.0) * 2 / (1 + upweight)
+def group_weights(y: np.ndarray, a: np.ndarray, others: float) -> np.ndarray:
+    """float64 [N]: where y != a `others` times as much as where y = a; 1 on the mean of both."""
+    return np.where(y == a, 1.0, others) * 2 / (1 + others)
 
 
 def agreed_upon(one: np.ndarray, other: np.ndarray, y: np.ndarray) -> np.ndarray:

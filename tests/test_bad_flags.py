@@ -186,7 +186,7 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
     (["--methods", "erm", "fairif", "--val", "none"], "--val none"),
     (["--methods", "full_interpolated", "--val", "none"], "--val none"),
-    (["--methods", "counterweighted", "--set", "alpha=1.5"], "alpha=1.5"),
+    (["--methods", "counterweighted", "--set", "others=1.5"], "others=1.5"),
     (["--launcher", "pbs"], "--launcher"),
     (["--slurm", "time=60"], "--slurm"),
     (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),

@@ -25,6 +25,7 @@ from models.own_rules import (
 from models.own_strategies import (
     OWN,
     agreed_upon,
+    fairest,
     group_weights,
     mixture,
     reestimate_statistics,
@@ -117,8 +118,16 @@ def test_images_on_which_both_are_wrong_are_left_out():
 
 def test_minority_groups_weigh_more_and_all_weigh_one_on_the_mean():
     y, a = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    assert group_weights(y, a, 3.0).tolist() == [1.5, 0.5, 0.5, 1.5]
+    assert group_weights(y, a, 1 / 3).tolist() == [1.5, 0.5, 0.5, 1.5]
+    assert group_weights(y, a, 0.0).tolist() == [2, 0, 0, 2]
     assert group_weights(y, a, 1.0).tolist() == [1, 1, 1, 1]
+
+
+def test_the_fairest_alpha_by_hand():
+    accuracy = {0.1: 0.90, 0.2: 0.93, 0.3: 0.93, 0.4: 0.928, 0.5: 0.91}
+    assert fairest(accuracy, 0.0) == 0.3
+    assert fairest(accuracy, 0.0025) == 0.4
+    assert fairest(accuracy, 1.0) == 0.5
 
 
 # --- weights and statistics ----------------------------------------------------------------------
@@ -195,7 +204,8 @@ def test_alpha_is_the_best_on_validation_and_all_are_recorded(name, trained):
     assert list(record["tried"]) == [f"{step / 10:.1f}" for step in range(1, 11)]
     values = {float(alpha): each["accuracy"] for alpha, each in record["tried"].items()}
     assert record["best_by"] == "accuracy"
-    assert record["alpha"] == max(values, key=lambda alpha: (values[alpha], alpha))
+    slack = OWN[name].defaults["slack"]
+    assert record["alpha"] == fairest(values, slack)
     alpha = record["alpha"]
     assert read(trained, name, "metrics.json")["validation"]["acc"] == values[alpha]
     log = (trained / name / "seed100" / "log.jsonl").read_text().splitlines()
