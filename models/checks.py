@@ -120,6 +120,8 @@ def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Da
             raise UserError(
                 f"--val none: {name} needs validation images with group labels; use --val official"
             )
+        if method.needs_validation and config.val == "none":
+            raise UserError(f"--val none: {name} chooses on validation images; use --val official")
 
 
 def _check_table(config: Config, methods: Iterable[str]) -> None:

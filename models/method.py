@@ -50,6 +50,7 @@ class Method:
             "validation" or "train"; the loader delivers -1 for the others.
         training_set: the table of datasets.mixing.Data that it learns from; `sets`: further ones.
         needs_edits: it learns from edited training images (--edits).
+        needs_validation: it chooses on validation images, without their group labels.
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
             value and (lowest, highest).
@@ -67,6 +68,7 @@ class Method:
     training_set: ClassVar[str] = "real"
     sets: ClassVar[tuple[str, ...]] = ()
     needs_edits: ClassVar[bool] = False
+    needs_validation: ClassVar[bool] = False
     blocks: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, int | float]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

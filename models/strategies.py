@@ -74,12 +74,17 @@ class FineTuning(Method):
 
     @classmethod
     def finetune(cls, run: Run) -> Method:
-        model = cls.starting_model(run)
+        return cls.train_on(cls.starting_model(run), run)
+
+    @classmethod
+    def train_on(cls, model: nn.Module, run: Run) -> Method:
+        """The stage `finetune` on a given model, which is changed."""
         freeze_all_but(model, cls.select(model, run))
         return fit_stage(run, "finetune", lambda: cls(
             model, cls.recipe_of(run.config), options=run.options, autocast=run.config.autocast,
             compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
-        ), lambda: cls.batches(run), run.data.val)
+            **cls.arguments(run),
+        ), lambda: cls.batches(run), cls.validation(run))
 
 
 class ERMLonger(FineTuning):
@@ -123,15 +128,16 @@ class LoRA(FineTuning):
 
 
 def row(
-    training_set: str, start: str, tensors: Rule = ALL, paper_row: str | None = None, **more: Any
+    training_set: str, start: str | type[FineTuning], tensors: Rule = ALL,
+    paper_row: str | None = None, **more: Any,
 ) -> type[Method]:
     """One row of the comparison, a subclass of Method.
 
-    training_set: a table of datasets.mixing.Data. start: "initial" or "pretrained". more: further
-    class attributes. The synthetic images' labels are those of their prompts and nobody's
-    annotation.
+    training_set: a table of datasets.mixing.Data. start: "initial", "pretrained" or a subclass of
+    FineTuning, which starts there too. more: further class attributes. The synthetic images' labels
+    are those of their prompts and nobody's annotation.
     """
-    base = Method if start == "initial" else FineTuning
+    base = {"initial": Method, "pretrained": FineTuning}.get(start, start)
     sets = tuple(name for name in tensors.sets if name not in ("real", training_set))
     return type("Row", (base,), {
         "training_set": training_set, "tensors": tensors, "sets": sets, "blocks": tensors.blocks,

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from datasets.decoding import decode
 from models.backbones import BACKBONES, output_layer
 from utils.errors import UserError, is_systems, reason
+from utils.progress import progress
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]  # images -> logits [B]
 BATCH = 64
@@ -55,7 +55,7 @@ class Features:
     def of(self, paths: Sequence[str | Path], what: str) -> np.ndarray:
         """Features of image files, float32 [N, D] in their order; `what` they are, for the bar."""
         rows = []
-        bar = tqdm(total=len(paths), unit="img", desc=f"features of {what}")
+        bar = progress(total=len(paths), unit="img", desc=f"features of {what}")
         with ThreadPoolExecutor() as pool, bar:
             for start in range(0, len(paths), BATCH):
                 batch = paths[start : start + BATCH]

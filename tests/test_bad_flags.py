@@ -188,6 +188,8 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--methods", "erm", "--name", "submitit"], "--name 'submitit'"),
     (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
     (["--methods", "erm", "fairif", "--val", "none"], "--val none"),
+    (["--methods", "full_interpolated", "--val", "none"], "--val none"),
+    (["--methods", "counterweighted", "--set", "others=1.5"], "others=1.5"),
     (["--launcher", "pbs"], "--launcher"),
     (["--search", "nowhere.toml"], "--search nowhere.toml"),
     (["--search", "."], "--search ."),
