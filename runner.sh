@@ -6,6 +6,7 @@
 #   SETTING=celeba bash runner.sh table3     as in the paper: CelebA Smiling/Male (needs a GPU)
 #   SETTING=utkface bash runner.sh table3    Female/White; TARGET=, PROTECTED=: another pair
 #   bash runner.sh celeba Young Male         METHODS on one pair
+#   bash runner.sh repair                    your own classifier: see repair.sh
 #   bash runner.sh table3 --tensorboard      further flags go to every train.py of the experiment
 #   bash runner.sh table3 --launcher slurm --slurm partition=gpu gpus=1 cpus=8
 #
@@ -18,6 +19,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 EXPERIMENT=${1:-demo}; [ $# -eq 0 ] || shift
+[ "$EXPERIMENT" != repair ] || exec bash repair.sh "$@"
 SETTING=${SETTING:-demo}                 # demo, celeba, utkface; FairIF's: demo, celeba, fairface
 RESULTS=${RESULTS:-results}
 DATA=${DATA:-data}                       # everything unpacked, decoded or generated goes here

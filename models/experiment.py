@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from datasets.edits import load_edits
 from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
-from models import CHOICES, METHODS
-from models.backbones import BACKBONES, check_shape, initial_weights, parameter_names
-from models.checks import check_flags, check_labels, check_samples
+from models import CHOICES, METHODS, checkpoints
+from models.backbones import check_shape, initial_weights, maker, tensor_names
+from models.checks import check_flags, check_labels, check_network, check_samples
 from models.choices import Choice, candidates, row_of
 from models.method import Method
 from utils.config import Config
@@ -63,11 +64,12 @@ def complete(config: Config) -> Config:
     """The configuration with everything decided that depends on the machine, the dataset or the
     backbone. Raises UserError for wrong flags."""
     for flag, given, known in (("--methods", config.methods, [*METHODS, *CHOICES]),
-                               ("--dataset", [config.dataset], DATASETS),
-                               ("--backbone", [config.backbone], BACKBONES)):
+                               ("--dataset", [config.dataset], DATASETS)):
         for name in given:
             if name not in known:
                 raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
+    config = checkpoints.completed(config, lambda line: print(line, file=sys.stderr))
+    maker(config.backbone)  # is there such a network?
     if config.device == "auto":
         config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "auto":
@@ -83,9 +85,7 @@ def complete(config: Config) -> Config:
             raise UserError(f"{flag} is missing: --dataset {config.dataset} has no pair of its "
                             "own; give two columns of its metadata")
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
-    with torch.device("meta"):  # the names without the numbers
-        names = parameter_names(BACKBONES[config.backbone](None))
-    check_flags(config, rows_of(config), dataset, names)
+    check_flags(config, rows_of(config), dataset, tensor_names(config.backbone))
     return config
 
 
@@ -171,6 +171,7 @@ def prepare(config: Config) -> Experiment:
         check_shape(config.backbone, data.shape)
         check_samples(method.tables(data), config)
         check_labels(name, method, data, config.protected)
+    check_network(config, data.shape)
     return experiment
 
 
@@ -236,11 +237,12 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
-            "selected_epoch": run.log[-1]["kept"], "passes": run.passes,
+            "selected_epoch": run.log[-1]["kept"] if run.log else 0, "passes": run.passes,
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,
-            "target": config.target, "image_size": config.image_size,
+            "target": config.target, "protected": config.protected,
+            "image_size": config.image_size, "mean": config.mean, "std": config.std,
         })
         run.finish()
         print(

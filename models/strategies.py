@@ -16,6 +16,7 @@ from torch import nn
 
 from models.finetune import freeze_all_but
 from models.lora import add_lora, merge_lora
+from models.masks import GIVEN
 from models.method import Method, fit_stage, pretrained
 from models.selection import (
     ADAPTERS,
@@ -181,6 +182,7 @@ STRATEGIES: dict[str, type[Method]] = {
     "full_finetuning": row(SYNTHETIC, "pretrained", ALL, "Full fine-tuning"),
     "lora": LoRA,
     "aim_fair": AIM_FAIR,
+    "given_mask": row(SYNTHETIC, "pretrained", GIVEN),
     # Table 4 and Figure 2
     **{f"random_{share}": row(SYNTHETIC, "pretrained", random_share(share / 100))
        for share in (40, 55, 70, 85)},
