@@ -7,6 +7,7 @@ with a subclass of Method and add one line here or in its package's list.
 
 from __future__ import annotations
 
+from models.choices import CHOICES
 from models.debiasing import DEBIASING
 from models.fairif.baselines import BASELINES
 from models.fairif.controls import CONTROLS, SHARES
@@ -14,7 +15,7 @@ from models.fairif.method import FairIF
 from models.ltgc import LTGC
 from models.method import Method
 from models.own_strategies import OWN
-from models.strategies import CHOICES, STRATEGIES
+from models.strategies import STRATEGIES
 from models.tensor_effect import TensorEffect
 
 METHODS: dict[str, type[Method]] = {

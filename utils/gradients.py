@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from utils.progress import progress
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -92,7 +93,7 @@ def _backward(
 ) -> Iterator[None]:
     """Add each batch's gradient to the parameters' `grad`."""
     seen = 0
-    for _, x, y, _ in tqdm(batches, total=count, desc=name, unit="batch", leave=False):
+    for _, x, y, _ in progress(batches, total=count, desc=name, unit="batch", leave=False):
         with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
             value = loss(copy, x, y)
         value.backward()

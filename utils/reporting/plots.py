@@ -128,7 +128,7 @@ def accuracy_against_eo(*settings: Results) -> Figure | None:
         chosen |= {method: config["selected"] for method, config in results.first_configs.items()
                    if config.get("selected")}
     left_out = {row for choice in chosen.values() for row in choice["from"]}
-    frames = {f"{name}: {chosen[name]['row']}" if name in chosen else name: frame
+    frames = {f"{name}: {chosen[name]['row'].rsplit('/')[-1]}" if name in chosen else name: frame
               for name, frame in frames.items()
               if name not in left_out and frame["eo_worst"].notna().all()}
     if not frames:
