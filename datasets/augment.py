@@ -47,6 +47,20 @@ def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(uniform(seed, epoch, np.arange(count), ORDER), kind="stable")
 
 
+def evenly(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
+    """int64 [N]: an epoch that takes the groups of N samples (int [N]) in turn, so that every batch
+    holds as many of each. Draw d is the sample d % N: one of a group that is drawn again in the
+    epoch has other draws, and so other crops."""
+    labels, draws = np.unique(groups), np.empty(len(groups), np.int64)
+    for place, label in enumerate(labels):
+        rows, part = np.flatnonzero(groups == label), draws[place :: len(labels)]
+        times = np.arange(-(-len(part) // len(rows)))  # each time in another order
+        again = rows + len(groups) * times[:, None]
+        order = np.argsort(uniform(seed, epoch, again.ravel(), ORDER).reshape(again.shape), axis=1)
+        part[:] = np.take_along_axis(again, order, axis=1).ravel()[: len(part)]
+    return draws
+
+
 def flip_mask(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """bool [B]: which images are mirrored, each with probability one half."""
     return uniform(seed, epoch, indices, FLIP) < 0.5

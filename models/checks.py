@@ -8,7 +8,6 @@ from dataclasses import replace
 from datasets import Dataset
 from datasets.base import Table
 from datasets.mixing import Data
-from models import CHOICES
 from models.backbones import Shape, build
 from models.checkpoints import load_into, network, read
 from models.libraries import is_library
@@ -36,7 +35,7 @@ def check_flags(
 
     config: complete. names: of the backbone's parameter tensors.
     """
-    _check_folders(config)
+    _check_folders(config, methods)
     _check_data(config, methods, dataset)
     _check_table(config, methods)
     launcher.check(config.launcher, config.slurm)
@@ -105,12 +104,13 @@ def check_labels(name: str, method: type[Method], data: Data, protected: str) ->
             )
 
 
-def _check_folders(config: Config) -> None:
-    single = len(config.methods) == 1 and config.methods[0] not in CHOICES
+def _check_folders(config: Config, methods: Iterable[str]) -> None:
+    single = len(config.methods) == 1 and config.methods[0] in methods  # no choice, no --search
     for flag, value, what in (("--name", config.name, "names one run"),
                               ("--paper-row", config.paper_row, "is one method's row")):
         if value is not None and not single:
-            raise UserError(f"{flag} {what}: give a single method with --methods")
+            raise UserError(f"{flag} {what}: give a single method with --methods, and no "
+                            "--search")
     for flag, parts in (("--setting", config.setting.split("/")),
                         ("--name", [config.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
@@ -146,11 +146,15 @@ def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Da
         if config.size is None and {"minority", "rule"} & set(given):
             raise UserError("--size all takes the images as they are: leave out --minority and "
                             "--rule")
+    if config.search is not None and config.val == "none":
+        raise UserError("--val none leaves --search nothing to choose by; use --val official")
     for name, method in methods.items():
         if method.uses_attributes == "validation" and config.val == "none":
             raise UserError(
                 f"--val none: {name} needs validation images with group labels; use --val official"
             )
+        if method.needs_validation and config.val == "none":
+            raise UserError(f"--val none: {name} chooses on validation images; use --val official")
 
 
 def _check_table(config: Config, methods: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from datasets.base import Table
 from datasets.mixing import Data
 from models import backbones, checkpoints
 from utils.engine import fit
+from utils.recipe import Recipe
 from utils.run import Run
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
@@ -49,10 +50,12 @@ class Method:
             "validation" or "train"; the loader delivers -1 for the others.
         training_set: the table of datasets.mixing.Data that it learns from; `sets`: further ones.
         needs_edits: it learns from edited training images (--edits).
+        needs_validation: it chooses on validation images, without their group labels.
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
             value and (lowest, highest).
-        overrides: values of flags that make the row another one's variant.
+        overrides, given: values of flags, and of hyper-parameters, that make the row another one's
+            variant.
         paper_row: its name in the paper's tables.
 
     recipe: utils.recipe.Recipe. options: hyper-parameters, complete. frozen_batch_norm keeps
@@ -65,10 +68,12 @@ class Method:
     training_set: ClassVar[str] = "real"
     sets: ClassVar[tuple[str, ...]] = ()
     needs_edits: ClassVar[bool] = False
+    needs_validation: ClassVar[bool] = False
     blocks: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, int | float]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     overrides: ClassVar[Mapping[str, Any]] = {}
+    given: ClassVar[Mapping[str, int | float | str]] = {}
     paper_row: ClassVar[str | None] = None
 
     def __init__(
@@ -194,12 +199,18 @@ class Method:
         return run.data.loader(table, train=True, attributes=cls.uses_attributes == "train")
 
     @classmethod
+    def start(cls, run: Run) -> tuple[nn.Module, Recipe]:
+        """The model that `train` starts from, torch's seed set, and the recipe."""
+        return new_model(run), run.config.pretrain
+
+    @classmethod
     def train(cls, run: Run) -> Method:
-        """The stage of a training from the backbone's initial weights."""
+        """The stage of a training, from the backbone's initial weights or what `start` gives."""
         def make() -> Method:
             arguments = cls.arguments(run)  # first: torch's seed is the model's
-            return cls(new_model(run), run.config.pretrain, options=run.options,
-                       autocast=run.config.autocast, compiled=run.config.compile, **arguments)
+            model, recipe = cls.start(run)
+            return cls(model, recipe, options=run.options, autocast=run.config.autocast,
+                       compiled=run.config.compile, **arguments)
 
         return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run), cls.validation(run))
 

@@ -94,7 +94,7 @@ PASSES = {
     "erm": 24, "synthetic_only": 24, "data_supplementation": 48, "full_finetuning": 48,
     "linear_probing": 48, "lora": 48, "erm_longer": 120, "aim_fair": 120, "random_mask": 120,
     "update_fc": 48, "given_mask": 48, "cvar_dro": 24, "lff": 48, "eiil": 48, "maple": 24 + 3 * 24,
-    "diga": 2 * 24 + 24, "fairsmote": 24 + 32,  # 3, 9, 9, 3 filled up to 36, in batches of 8
+    "diga": 24 + 2 * 24 + 24, "fairsmote": 24 + 32,  # 3, 9, 9, 3 filled up to 36, in batches of 8
 }
 
 

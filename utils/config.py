@@ -69,6 +69,9 @@ class WhatConfig:
         (), "hyper-parameters, as in the method's file under models/: NAME=VALUE of a single "
         "method, METHOD.NAME=VALUE of one of several", result=False, nargs="*",
         metavar="[METHOD.]NAME=VALUE")
+    search: Path | None = flag(
+        None, "TOML file with as many values for every row, such as models/search/demo.toml: each "
+        "row stands for the best of its own on the validation images", result=False, type=path)
     name: str | None = flag(None, "folder of a single method, its own name where not given",
                             result=False)
     paper_table: str | None = flag(
