@@ -102,6 +102,8 @@ def _classifier(path: Path, flag: str, device: torch.device) -> tuple[nn.Module,
             raise ValueError(f"image_size {size}")
         if checkpoint["backbone"] not in BACKBONES:
             raise ValueError(f"unknown backbone {checkpoint['backbone']}")
+        if {*checkpoint.get("mean", ()), *checkpoint.get("std", ())} - {0.5}:
+            raise ValueError("images with a mean and std of its own")
         model = BACKBONES[checkpoint["backbone"]](None)
         model.load_state_dict(checkpoint["model"])
     except Exception as error:  # torch.load raises many classes
