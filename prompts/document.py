@@ -1,4 +1,4 @@
-"""A prompt file as JSON: reading it, the fields it must have, and what a broken rule is called."""
+"""Read a prompt file, and check that it has the fields that the other rules need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo 
 
 
 class Failure(NamedTuple):
-    """One broken rule; `cell` and `number` (from 1) are None where it is the file's or a cell's."""
+    """One broken rule. cell: the group, such as "0_1", None where the whole file is at fault.
+    number: the prompt's, from 1, None where the whole group is.
+    """
 
     rule: str
     message: str
@@ -25,20 +27,20 @@ class Failure(NamedTuple):
     prompt: str | None = None
 
     def __str__(self) -> str:
-        where = "" if self.cell is None else f"cell {self.cell} "
+        where = "" if self.cell is None else f"group {self.cell} "
         where += "" if self.number is None else f"prompt {self.number} "
         text = "" if self.prompt is None else f': "{self.prompt}"'
         return f"{where}[{self.rule}] {self.message}{text}"
 
 
 def check_fields(document: dict) -> list[Failure]:
-    """Failures that make the other rules meaningless: fields, set name and cells."""
+    """Failures that make the other rules pointless: of fields, set name or groups."""
     if not isinstance(document, dict):
-        return [Failure("file", "is no JSON object")]
+        return [Failure("file", "is not a JSON object")]
     failures = []
     for key in ("dataset", "target", "protected", "set", "starts_with"):
         if not isinstance(document.get(key), str):
-            failures.append(Failure("file", f'has no text under "{key}"'))
+            failures.append(Failure("file", f'"{key}" is missing or not a text'))
     if failures:
         return failures
     own, known = document["dataset"] == OWN, ATTRIBUTES.get(document["dataset"])
@@ -69,28 +71,26 @@ def check_fields(document: dict) -> list[Failure]:
         failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
     else:
         failures += [
-            Failure("cells", "must be a list of texts", cell)
-            for cell, prompts in cells.items()
+            Failure("cells", "must be a list of texts", group)
+            for group, prompts in cells.items()
             if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
         ]
     return failures
 
 
 def load_document(path: str | Path) -> dict:
-    """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
+    """The JSON of a prompt file. Raises UserError where it is missing, unreadable or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors' mark
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors add a mark
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; name a prompt file, such as those in prompts/"
+            f"{path} does not exist; give a prompt file, such as those in prompts/"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); change it to UTF-8") from None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); name a prompt file"
+            f"{path} cannot be read ({error.strerror or error}); give a prompt file"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be read; mend or rebuild it") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); correct or rebuild it") from None

@@ -38,7 +38,7 @@ def plain(sentence: str) -> str:
 
 
 def known(sentence: str) -> None:
-    """Assert that the sentence is one of GOLDEN's; with REFUSALS=write it becomes one at the end."""
+    """Assert that the sentence is one of GOLDEN's; REFUSALS=write makes it one at the end."""
     if os.environ.get("REFUSALS") == "write":
         if not NEW:
             atexit.register(write)  # not now: a test may forbid files of that size
@@ -59,7 +59,7 @@ def refused(
     """The one sentence a command prints for a user's mistake, exit code 2.
 
     `names`: the file or flag that the sentence has to name. `out`: a folder in which the command
-    must leave nothing new, whole or half. Asserts that the sentence is known (GOLDEN) and that there
+    must leave nothing new, whole or half. Asserts that GOLDEN has the sentence and that there
     is no traceback.
     """
     before = contents(out) if out and out.is_dir() else {}
