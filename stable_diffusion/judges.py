@@ -19,7 +19,8 @@ from PIL import Image
 from torch import nn
 
 from datasets.decoding import decode
-from models.backbones import BACKBONES, output_layer
+from models.backbones import BACKBONES
+from models.heads import output_layer
 from utils.errors import UserError, is_systems, reason
 from utils.progress import progress
 
