@@ -53,8 +53,8 @@ def of_classifier(
     loader = Loader(table, batch_size, image_size=classifier.image_size, train=False, device=device,
                     store_dir=store_dir, workers=workers, mean=classifier.mean, std=classifier.std)
     model = classifier.model.eval()
-    batches = progress(loader.epoch(0), total=len(loader), desc="evaluate",
-                       unit="batch", leave=False)
+    batches = progress(loader.epoch(0), total=len(loader), desc="evaluate", unit="batch",
+                       leave=False)
     logit = torch.cat([logits_of(model, x) for _, x, _, _ in batches]).cpu().numpy()
     if not np.isfinite(logit).all():
         raise UserError(f"{classifier.name} gives NaN or infinity: check --backbone, --mean and "
