@@ -30,7 +30,7 @@ class ListNames(argparse.Action):
         from models.backbones import BACKBONES
 
         for flag, names in (("--methods", [*METHODS, *CHOICES]), ("--dataset", DATASETS),
-                            ("--backbone", BACKBONES)):
+                            ("--backbone", [*BACKBONES, "timm:NAME", "torchvision:NAME"])):
             print(flag, *names)
         sys.exit(0)
 

@@ -186,6 +186,27 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return x.copy_(images).mul_(2 / 255).sub_(1)
 
 
+Standard = tuple[torch.Tensor, torch.Tensor]  # scale and shift, float32 [3, 1, 1]
+
+
+def standardisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
+) -> Standard | None:
+    """What turns images normalised with mean = std = 0.5 into images normalised with these three
+    of each; None where these are 0.5, too."""
+    mean, std = mean or (0.5,) * 3, std or (0.5,) * 3
+    if {*mean, *std} == {0.5}:
+        return None
+    mean, std = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (mean, std))
+    return ((0.5 / std).float().to(device), ((0.5 - mean) / std).float().to(device))
+
+
+def standardised(x: torch.Tensor, standard: Standard) -> torch.Tensor:
+    """float32 [B, 3, H, W] in [-1, 1], overwritten: x * scale + shift."""
+    scale, shift = standard
+    return x.mul_(scale).add_(shift)
+
+
 def _weights(
     start: torch.Tensor, extent: torch.Tensor, flips: torch.Tensor, size: int, length: int
 ) -> torch.Tensor:

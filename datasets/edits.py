@@ -213,4 +213,5 @@ def edit_loader(run, sides: np.ndarray, batch_size: int, *, pairs: bool) -> Edit
         data.edited, sides, batch_size, jitter=pairs, image_size=c.image_size, device=c.device,
         seed=run.seed, store_dir=c.store_dir, workers=c.workers,
         min_crop=PAIR_CROP if pairs else PROBE_CROP,
+        mean=c.mean, std=c.std,
     )

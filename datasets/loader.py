@@ -27,6 +27,8 @@ from datasets.augment import (
     resample_cpu,
     resample_device,
     shuffled,
+    standardisation,
+    standardised,
 )
 from datasets.base import ImageTable
 from datasets.image_store import ImageStore, open_store
@@ -62,7 +64,8 @@ class Loader:
     see it. `store_dir`, `pools`: see image_store.open_store. `workers`: threads that prepare
     batches where the images are not on the device. `min_crop`: the smallest share of an image that
     a training crop holds, in (0, 1]. `groups`: int [N], a group of each image, of which training
-    batches hold evenly many (augment.evenly). Raises UserError for sizes below 1, for an empty
+    batches hold evenly many (augment.evenly). `mean`, `std`: of the three channels in [0, 1], by
+    which a batch is normalised, 0.5 by default. Raises UserError for sizes below 1, for an empty
     table, for images that cannot be decoded and where drop_last would leave no batch.
     """
 
@@ -82,6 +85,8 @@ class Loader:
         min_crop: float = SCALE[0],
         pools: Sequence[ImageTable] = (),
         groups: np.ndarray | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         for name, value in (
             ("batch size", batch_size),
@@ -105,6 +110,7 @@ class Loader:
         self.seed = seed
         self.workers = workers
         self.groups = groups
+        self.standard = standardisation(mean, std, self.device)
         self.store = open_store(table, store_dir, pools=pools)
         self._y = table.y
         self._a = table.a if attributes else np.full(len(table), -1, np.int64)
@@ -119,9 +125,15 @@ class Loader:
     def epoch(self, k: int) -> Iterator[Batch]:
         """Yield epoch k's batches on the device.
 
-        index int64 [B], rows of the table; x float32 [B, 3, image_size, image_size] in [-1, 1],
-        channels_last; y int64 [B]; a int64 [B], -1 where unknown or not granted.
+        index int64 [B], rows of the table; x float32 [B, 3, image_size, image_size] in [-1, 1], or
+        normalised by `mean` and `std`, channels_last; y int64 [B]; a int64 [B], -1 where unknown or
+        not granted.
         """
+        for index, x, y, a in self._epoch(k):
+            yield index, x if self.standard is None else standardised(x, self.standard), y, a
+
+    def _epoch(self, k: int) -> Iterator[Batch]:
+        """`epoch` in [-1, 1]."""
         if self._resident is not None:
             yield from self._device_epoch(k)
             return

@@ -126,5 +126,5 @@ class Data:
             table, c.batch_size if train else c.eval_batch_size, image_size=c.image_size,
             train=train, device=c.device, seed=self.seed, drop_last=train, attributes=attributes,
             store_dir=c.store_dir, workers=c.workers, min_crop=c.min_crop, pools=self.pools,
-            groups=groups,
+            groups=groups, mean=c.mean, std=c.std,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from datasets.edits import load_edits
 from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
-from models import CHOICES, METHODS
-from models.backbones import BACKBONES, check_shape, initial_weights, parameter_names
-from models.checks import check_flags, check_samples
+from models import CHOICES, METHODS, checkpoints
+from models.backbones import check_shape, initial_weights, maker, tensor_names
+from models.checks import check_flags, check_labels, check_network, check_samples
 from models.choices import Choice, candidates, row_of
 from models.method import Method
 from utils.config import Config
@@ -63,23 +64,28 @@ def complete(config: Config) -> Config:
     """The configuration with everything decided that depends on the machine, the dataset or the
     backbone. Raises UserError for wrong flags."""
     for flag, given, known in (("--methods", config.methods, [*METHODS, *CHOICES]),
-                               ("--dataset", [config.dataset], DATASETS),
-                               ("--backbone", [config.backbone], BACKBONES)):
+                               ("--dataset", [config.dataset], DATASETS)):
         for name in given:
             if name not in known:
                 raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
+    config = checkpoints.completed(config, lambda line: print(line, file=sys.stderr))
+    maker(config.backbone)  # is there such a network?
     if config.device == "auto":
         config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
     if config.precision == "auto":
         on_gpu = config.device.startswith("cuda")
         config = replace(config, precision="bf16" if on_gpu else "fp32")
-    target, protected = DATASETS[config.dataset].attributes
+    dataset = DATASETS[config.dataset]
+    target, protected = dataset.attributes or (None, None)
     config = replace(config, target=config.target or target,
-                     protected=config.protected or protected)
+                     protected=config.protected or protected,
+                     size=dataset.size if config.size == "auto" else config.size)
+    for flag, attribute in (("--target", config.target), ("--protected", config.protected)):
+        if attribute is None:
+            raise UserError(f"{flag} is missing: --dataset {config.dataset} has no pair of its "
+                            "own; give two columns of its metadata")
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
-    with torch.device("meta"):  # the names without the numbers
-        names = parameter_names(BACKBONES[config.backbone](None))
-    check_flags(config, rows_of(config), DATASETS[config.dataset], names)
+    check_flags(config, rows_of(config), dataset, tensor_names(config.backbone))
     return config
 
 
@@ -106,7 +112,8 @@ class Experiment:
             return self.load(seed)
         return DATASETS[c.dataset](
             c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
-            seed=seed, val=c.val, test_size=c.test_size, **({"blind": True} if c.blind else {}),
+            seed=seed, val=c.val, test_size=c.test_size, positive=c.positive,
+            **({"blind": True} if c.blind else {}),
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
@@ -159,10 +166,12 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_given(config, methods))
-    for method in methods.values():  # of the first seed: the others' are as large
+    for name, method in methods.items():  # of the first seed: the others' are as large
         data = experiment.data(method, config.seeds[0])
         check_shape(config.backbone, data.shape)
         check_samples(method.tables(data), config)
+        check_labels(name, method, data, config.protected)
+    check_network(config, data.shape)
     return experiment
 
 
@@ -228,11 +237,12 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
-            "selected_epoch": run.log[-1]["kept"], "passes": run.passes,
+            "selected_epoch": run.log[-1]["kept"] if run.log else 0, "passes": run.passes,
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,
-            "target": config.target, "image_size": config.image_size,
+            "target": config.target, "protected": config.protected,
+            "image_size": config.image_size, "mean": config.mean, "std": config.std,
         })
         run.finish()
         print(

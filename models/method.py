@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datasets.base import Table
 from datasets.mixing import Data
-from models import backbones
+from models import backbones, checkpoints
 from utils.engine import fit
 from utils.recipe import Recipe
 from utils.run import Run
@@ -50,6 +50,7 @@ class Method:
             "validation" or "train"; the loader delivers -1 for the others.
         training_set: the table of datasets.mixing.Data that it learns from; `sets`: further ones.
         needs_edits: it learns from edited training images (--edits).
+        needs_validation: it chooses on validation images, without their group labels.
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
             value and (lowest, highest).
@@ -67,6 +68,7 @@ class Method:
     training_set: ClassVar[str] = "real"
     sets: ClassVar[tuple[str, ...]] = ()
     needs_edits: ClassVar[bool] = False
+    needs_validation: ClassVar[bool] = False
     blocks: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, int | float]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
@@ -241,8 +243,20 @@ def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
     return trained
 
 
+def started(run: Run) -> nn.Module:
+    """The model that --start gives, on the run's device; sets torch's seed."""
+    torch.manual_seed(run.seed)
+    config = run.config
+    model = backbones.build(config.backbone, "none", run.data.shape)
+    checkpoints.load_into(model, checkpoints.read(config.start), config.backbone, "--start")
+    return model.to(config.device, memory_format=torch.channels_last)
+
+
 def pretrained(run: Run) -> nn.Module:
-    """The ERM model of this setting and seed, trained once and shared."""
+    """The model that is repaired: --start's, else the ERM model of this setting and seed, trained
+    once and shared."""
+    if run.config.start is not None:
+        return started(run)
     config = run.config.identity(finetune=False) | {
         key: run.data.digests.get(key) for key in ("real", "val")
     }

@@ -1,4 +1,4 @@
-"""The editor of DiGA's pairs: what it makes, that a restart makes the same, and wrong input."""
+"""The editor of DiGA's pairs: what it makes, the same after a restart, and wrong input."""
 
 from __future__ import annotations
 

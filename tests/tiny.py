@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock
 SIDE = 32  # pixels
 PARTITIONS = (48, 16, 16)  # training, validation, test images
 SYNTHETIC = 14  # images a cell
+MASK = Path(__file__).parent / "golden" / "tiny_mask.txt"  # the tensors of row given_mask
 
 # Hyper-parameters with which a method takes less than a second there (--set).
 QUICK = {
@@ -119,7 +120,8 @@ def runnable(methods: dict) -> list[str]:
 def quick(name: str, **options) -> list[str]:
     """train.py's flags for one method: QUICK's hyper-parameters, `options` in their place."""
     pairs = [f"{key}={value}" for key, value in (QUICK.get(name, {}) | options).items()]
-    return ["--methods", name, *(["--set", *pairs] if pairs else [])]
+    mask = ["--mask", str(MASK)] if name == "given_mask" else []
+    return ["--methods", name, *(["--set", *pairs] if pairs else []), *mask]
 
 
 def end_state(folder: Path) -> dict[str, str]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.edits import edit_loader
-from models.backbones import load_weights, output_layer
+from models.backbones import load_weights
+from models.heads import head_of, output_layer
 from models.method import Batch, Method, fit_stage, new_model, pretrained
 from utils.engine import logits_of
 from utils.files import write_json
@@ -23,7 +24,7 @@ from utils.run import Run
 def encoder_of(model: nn.Module) -> tuple[nn.Module, int]:
     """(the network without its output layer, a copy; number D of its features [B, D])."""
     encoder, name = deepcopy(model), output_layer(model)
-    features = encoder.get_submodule(name).in_features
+    features = head_of(encoder).in_features
     encoder.set_submodule(name, nn.Identity())
     return encoder, features
 

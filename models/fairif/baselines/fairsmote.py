@@ -105,7 +105,7 @@ class FairSMOTE(Method):
         return PartnerLoader(
             concat([images, partners], "images and their partners"), len(images), c.batch_size,
             image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
-            workers=c.workers, min_crop=c.min_crop, pools=data.pools,
+            workers=c.workers, min_crop=c.min_crop, pools=data.pools, mean=c.mean, std=c.std,
         )
 
     def passes(self, batch: Batch) -> int:
