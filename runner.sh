@@ -53,7 +53,7 @@ case $PAPER-$SETTING in
     DATA_FLAGS="--dataset demo --size $SIZE --synthetic-ratio 0.8 --synthetic-biased-ratio 0.44"
     TRAIN_FLAGS="--backbone resnet18_quarter --pretrained none --image-size 64 --min-crop 0.4
       --batch-size 32 --pretrain-lr 0.02 --pretrain-epochs $EPOCHS --pretrain-milestone $MILESTONE
-      --finetune-lr 0.005 --finetune-epochs 5 --best-epoch class-accuracy"
+      --finetune-lr 0.005 --finetune-epochs 5 --best-epoch class-accuracy --precision fp32"
     SEEDS=${SEEDS:-100 200 300 400 500} BEST_RATE=best_rate RATE=aim_fair_lr0.005
     RATIOS="aim_fair_0.2x aim_fair_0.4x aim_fair_0.6x aim_fair_0.8x" RATIO=aim_fair_0.8x ;;
   aim_fair-celeba)

@@ -20,13 +20,14 @@ from models import CHOICES, METHODS
 from models.backbones import BACKBONES, check_shape, initial_weights, parameter_names
 from models.checks import check_flags, check_samples
 from models.method import Method
+from utils import devices
 from utils.config import Config
 from utils.engine import accuracies, predictions, save_torch
 from utils.errors import UserError
 from utils.events import events_of
 from utils.files import write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.options import options_of
+from utils.options import check_device, options_of
 from utils.reporting.paper import own_row
 from utils.run import Run
 
@@ -47,11 +48,13 @@ def complete(config: Config) -> Config:
         for name in given:
             if name not in known:
                 raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
-    if config.device == "auto":
-        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
+    # a job has its own device, and decides for itself what is the default
+    check_device(config.device, here=config.launcher != "slurm")
+    config = replace(config, device=devices.pick(config.device))
     if config.precision == "auto":
-        on_gpu = config.device.startswith("cuda")
-        config = replace(config, precision="bf16" if on_gpu else "fp32")
+        in_memory = DATASETS[config.dataset].in_memory
+        precision = devices.training_precision(config.device, in_memory=in_memory)
+        config = replace(config, precision=precision)
     target, protected = DATASETS[config.dataset].attributes
     config = replace(config, target=config.target or target,
                      protected=config.protected or protected)

@@ -12,18 +12,9 @@ import os
 import re
 from collections.abc import Mapping
 
+from utils.devices import PROCESSES
 from utils.errors import UserError
 
-# Processes of one job, what starts them innermost first (a torchrun may itself be srun's): number
-# of this one, how many there are, its number on this machine. Slurm sets SLURM_PROCID=0 and
-# SLURM_NTASKS in a batch script, too, which is one process: srun alone says the step's tasks.
-PROCESSES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
-)
 # Arrays of jobs: number of this one, first and last number, their distance, how many; "" where the
 # scheduler does not say.
 SLURM = tuple(f"SLURM_ARRAY_TASK_{word}" for word in ("ID", "MIN", "MAX", "STEP", "COUNT"))
@@ -55,16 +46,6 @@ def share(text: str | None, environment: Mapping[str, str] | None = None) -> tup
     rank, ranks = _process(env)
     job, jobs = _job(env)
     return job * ranks + rank, jobs * ranks
-
-
-def local_rank(environment: Mapping[str, str] | None = None) -> int:
-    """This process's number on its machine, 0 where none is said: which GPU it takes."""
-    env = os.environ if environment is None else environment
-    for rank, _, local in PROCESSES:
-        if rank in env or local in env:
-            number = env.get(local, "0")
-            return int(number) if re.fullmatch(r"\d+", number, re.ASCII) else 0
-    return 0
 
 
 def _process(env: Mapping[str, str]) -> tuple[int, int]:

@@ -49,8 +49,8 @@ def environment_risk(losses: Tensor, environments: Tensor, penalty: float) -> Te
     means = group_means(losses, environments, 2)
     present = F.one_hot(environments, 2).amax(0).to(losses.dtype)
     share = present / present.sum()  # 1/2 each, or 1 and 0
-    mean = share @ means
-    return mean + penalty * (share @ (means - mean) ** 2)
+    mean = (share * means).sum()  # not share @ means: group_means says why
+    return mean + penalty * (share * (means - mean) ** 2).sum()
 
 
 def hypergradient(

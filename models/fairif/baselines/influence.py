@@ -39,6 +39,7 @@ from models.fairif.method import (
     relaxation_of,
 )
 from models.fairif.relaxation import Relaxation
+from utils.devices import ieee
 from utils.errors import UserError
 from utils.files import read_array, write_array, write_json
 from utils.records import read_record
@@ -111,6 +112,7 @@ def influences(
     return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu())
 
 
+@ieee()
 def loss_gradient(
     model: nn.Module, batches: Iterable[Batch], names: Sequence[str] | None = None
 ) -> Tensor:
