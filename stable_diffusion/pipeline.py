@@ -72,8 +72,15 @@ def load_pipeline(
     pipe = read_pipeline(model, PRECISIONS[precision], config)
     _check_parts(model, pipe)
     check_precision(pipe, PRECISIONS[precision])
+    return ready(pipe, scheduler, target, compile)
+
+
+def ready(
+    pipe: StableDiffusionPipeline, scheduler: str, device: torch.device, compile: bool = False
+) -> StableDiffusionPipeline:
+    """The pipeline on the device with that sampler, laid out for speed; it is changed in place."""
     pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
-    pipe.to(target)
+    pipe.to(device)
     for part in (pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
         part.to(memory_format=torch.channels_last)  # convolutions: also faster on a CPU
