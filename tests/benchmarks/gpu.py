@@ -62,8 +62,8 @@ class Figure:
             self.most is None or self.value <= self.most)
 
     def row(self, judged: bool) -> list:
-        target = f">= {self.least:g}" if self.least is not None else (
-            f"<= {self.most:g}" if self.most is not None else "")
+        target = "" if self.least is None else f">= {self.least:g}"
+        target = target if self.most is None else f"<= {self.most:g}"
         said = {None: "", True: "met", False: "MISSED"}[self.met if judged else None]
         return [f"{self.part}: {self.name}", float(self.value), target, said]
 
@@ -192,7 +192,7 @@ def step(bench: Bench) -> None:
         bench.add("step", f"{name}, images/s", bench.batch / run)
         bench.add("step", f"{name}, % of the peak", 100 * work / run / top)
         if name == "eager":
-            share = busy(bench, lambda: [method.update(batch) for _ in range(times)])
+            share = busy(bench, lambda method=method: [method.update(batch) for _ in range(times)])
             bench.add("step", "eager, % of the time in kernels", 100 * share, least=90)
     bench.add("step", "best, images/s (target: an H200's)", best, least=15_000)
     for seeds in (2, 4):
@@ -226,48 +226,51 @@ def rest(bench: Bench) -> None:
 
 def generation(bench: Bench) -> None:
     """SD 2.1 at the paper's batch: eager, compiled, and diffusers' own call."""
-    steps, guidance = (2, 9.0) if bench.quick else (10, 9.0)
-    size, dtype = (2, torch.float32) if bench.quick else (28, bench.autocast or torch.float16)
-    top = bench.peaks.get("bf16", math.nan)
+    dtype = bench.autocast or torch.float16
     for name in ("eager", "compiled"):
         if bench.quick:
             pipe = pipeline.load_pipeline("demo", device="cpu", compile=name == "compiled")
         else:
-            pipe = pipeline.ready(
-                sd21(dtype, bench.device), "ddim", bench.device, name == "compiled")
-        side = pipe.unet.config.sample_size * pipe.vae_scale_factor if bench.quick else SIDE
-        sampler = pipeline.Sampler(pipe, steps=steps, guidance=guidance, height=side, width=side)
-        prompts, seeds = ["a face"] * size, range(size)
-        sampler.embed_all(prompts)
-        one = bench.time(lambda s=sampler: s.sample(prompts, seeds))
-        two = bench.time(lambda s=sampler: (s.sample(prompts, seeds), s.sample(prompts, seeds)))
-        short = pipeline.Sampler(pipe, steps=1, guidance=guidance, height=side, width=side)
-        short.embed_all(prompts)
-        least = bench.time(lambda s=short: s.sample(prompts, seeds))
-        a_step = (one - least) / (steps - 1)
-        rate = size / (least + (STEPS - 1) * a_step)
-        bench.add("generation", f"{name}, images/s at {STEPS} steps", rate)
-        bench.add("generation", f"{name}, hours for {SYNTHETIC:,}", SYNTHETIC / rate / 3600)
-        bench.add("generation", f"{name}, % of the peak", 100 * rate * TFLOP * 1e12 / top,
-                  least=40 if name == "eager" else 50)
-        bench.add("generation", f"{name}, % idle between batches", 100 * (two / (2 * one) - 1),
-                  most=1)
-        if name == "eager":
-            bench.add("generation", "times diffusers' call", plain(bench, sampler, prompts, steps)
-                      / one, least=1.5)
-        del pipe, sampler, short
+            pipe = sd21(dtype, bench.device)
+            pipe = pipeline.ready(pipe, "ddim", bench.device, name == "compiled")
+        drawn(bench, name, pipe)
+
+
+def drawn(bench: Bench, name: str, pipe) -> None:
+    """The figures of one pipeline."""
+    size, steps = (2, 2) if bench.quick else (28, 10)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor if bench.quick else SIDE
+    prompts, seeds = ["a face"] * size, range(size)
+
+    def sampler(steps: int) -> pipeline.Sampler:
+        made = pipeline.Sampler(pipe, steps=steps, guidance=9.0, height=side, width=side)
+        made.embed_all(prompts)
+        return made
+
+    one_step = sampler(1)
+    least = bench.time(lambda: one_step.sample(prompts, seeds))
+    made = sampler(steps)
+    one = bench.time(lambda: made.sample(prompts, seeds))
+    two = bench.time(lambda: [made.sample(prompts, seeds) for _ in range(2)])
+    rate = size / (least + (STEPS - 1) * (one - least) / (steps - 1))
+    share = 100 * rate * TFLOP * 1e12 / bench.peaks["bf16"]
+    bench.add("generation", f"{name}, images/s at {STEPS} steps", rate)
+    bench.add("generation", f"{name}, hours for {SYNTHETIC:,}", SYNTHETIC / rate / 3600)
+    bench.add("generation", f"{name}, % of the peak", share, least=40 if name == "eager" else 50)
+    bench.add("generation", f"{name}, % idle between batches", 100 * (two / (2 * one) - 1), most=1)
+    if name == "eager":
+        times = plain(bench, made, prompts, steps) / one
+        bench.add("generation", "times diffusers' call", times, least=1.5)
 
 
 def plain(bench: Bench, sampler: pipeline.Sampler, prompts: list[str], steps: int) -> float:
     """Seconds of StableDiffusionPipeline's own call on the same batch."""
     pipe = sampler.pipe
+    height, width = (pipe.vae_scale_factor * side for side in sampler.latent_shape[1:])
     pipe.set_progress_bar_config(disable=True)
-    taken = bench.time(lambda: pipe(
-        prompts, num_inference_steps=steps, guidance_scale=sampler.guidance,
-        height=sampler.latent_shape[1] * pipe.vae_scale_factor, output_type="np",
-        width=sampler.latent_shape[2] * pipe.vae_scale_factor))
-    pipe.scheduler.set_timesteps(steps)
-    return taken
+    return bench.time(lambda: pipe(
+        prompts, num_inference_steps=steps, guidance_scale=sampler.guidance, height=height,
+        width=width, output_type="np"))
 
 
 PARTS = {"peak": peak, "loader": loading, "step": step, "rest": rest, "generation": generation}

@@ -39,6 +39,17 @@ def small(device) -> bool:
     return device.type == "cpu"
 
 
+@pytest.fixture
+def compiling(small, monkeypatch) -> Callable[[bool], None]:
+    """Called with True it makes another compilation an error. In a rehearsal nothing is made
+    faster, which takes minutes on a CPU: graphs are captured and run as they are."""
+    if small:
+        compile_ = torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda *a, **k: compile_(*a, **(k | {"backend": "aot_eager"})))
+    return lambda done: monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", done)
+
+
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
     """Inside, the host must not wait for the GPU."""

@@ -85,14 +85,14 @@ def test_the_papers_model_fits_and_does_not_wait(device, small, tiny_pipeline_di
         assert torch.cuda.max_memory_allocated() <= LIMIT
 
 
-def test_compiled_networks_are_the_eager_ones(device, monkeypatch):
+def test_compiled_networks_are_the_eager_ones(device, compiling):
     from torch._dynamo.utils import counters
 
     eager = images(demo(device.type, "fp32"))
     sampler = demo(device.type, "fp32", compile=True)
     counters.clear()
     images(sampler)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    compiling(True)
     found = images(sampler)
     assert not counters["graph_break"]
     assert (found - eager).abs().mean() <= 2e-2 * 255  # ~

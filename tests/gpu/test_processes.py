@@ -21,8 +21,9 @@ SMALL = ["--backbone", "resnet18_quarter", "--methods", "erm", "--pretrain-epoch
 
 def finished(command: list, **environment: str) -> str:
     """What the command prints; it must end well."""
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, text=True, capture_output=True,
-                          check=False, timeout=500, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, text=True, capture_output=True, check=False,
+        timeout=500, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 

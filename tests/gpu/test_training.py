@@ -244,7 +244,7 @@ def test_influences_are_those_of_float64(network, side, device, small):
 # --- compiled ------------------------------------------------------------------------------------
 
 
-def test_a_compiled_training_is_the_eager_one(device, small, monkeypatch):
+def test_a_compiled_training_is_the_eager_one(device, small, compiling):
     from torch._dynamo.utils import counters as counted
 
     side = 32 if small else 64
@@ -258,8 +258,8 @@ def test_a_compiled_training_is_the_eager_one(device, small, monkeypatch):
         method.train_mode()
         counted.clear()
         losses[compiled] = [float(method.update(batch)) for _ in range(2)]
-        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", compiled)
+        compiling(compiled)
         losses[compiled] += [float(method.update(batch)) for _ in range(2)]
-        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
+        compiling(False)
     assert not counted["graph_break"]
     assert losses[True] == pytest.approx(losses[False], rel=2e-2)  # ~

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from models.fairif.hessian import (
@@ -66,6 +65,8 @@ def removal(
     Where the constraints contradict each other both are halved, at most ten times. Raises UserError
     where that does not help either.
     """
+    from scipy.optimize import linprog  # a quarter of a second, and only this method needs it
+
     best = utility[utility < 0].sum()
     rows, cost = np.stack([fair, utility]), np.ones(len(fair))
     for _ in range(HALVINGS + 1):
