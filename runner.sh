@@ -6,6 +6,7 @@
 #   SETTING=celeba bash runner.sh table3     as in the paper: CelebA Smiling/Male (needs a GPU)
 #   SETTING=utkface bash runner.sh table3    Female/White; TARGET=, PROTECTED=: another pair
 #   bash runner.sh celeba Young Male         METHODS on one pair
+#   bash runner.sh repair                    your own classifier: see repair.sh
 #   bash runner.sh table3 --tensorboard      further flags go to every train.py of the experiment
 #   bash runner.sh table3 --launcher slurm --slurm partition=gpu gpus=1 cpus=8
 #
@@ -18,6 +19,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 EXPERIMENT=${1:-demo}; [ $# -eq 0 ] || shift
+[ "$EXPERIMENT" != repair ] || exec bash repair.sh "$@"
 SETTING=${SETTING:-demo}                 # demo, celeba, utkface; FairIF's: demo, celeba, fairface
 RESULTS=${RESULTS:-results}
 DATA=${DATA:-data}                       # everything unpacked, decoded or generated goes here
@@ -39,6 +41,9 @@ pair() { TARGET=${TARGET:-$1} PROTECTED=${PROTECTED:-$2}; }
 PROMPT_SET=contextual_head_poses_50 TEN="100 200 300 400 500 600 700 800 900 1000"
 RATIOS="aim_fair_0.5x aim_fair_1x aim_fair_1.5x aim_fair_2x" RATIO=aim_fair_1x
 BEST_RATE=best_paper_rate RATE=aim_fair_lr0.06  # of 0.04, 0.05, 0.06; printed are ten times these
+RULES="aim_fair full_finetuning random_mask aim_fair_t_statistic aim_fair_fisher aim_fair_ratio
+  aim_fair_channels aim_fair_interpolated aim_fair_real_statistics full_interpolated
+  full_real_statistics full_filtered counterweighted" NARROW='' WIDE=''  # of the demo alone
 EPOCHS=15 MILESTONE=10 AIM_FAIR="--pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55"
 # FairIF: the paper states neither optimiser nor batch; here SGD with momentum 0.9 and 128.
 DATA_FLAGS="--dataset $SETTING --size all"
@@ -126,14 +131,26 @@ longer() {  # is the bias that of a model stopped early? ERM 2 and 4 times as lo
   done
   compare longer erm erm_longer full_finetuning aim_fair
 }
+rules() {  # rules of our own beside the paper's, in both gaps; Cost: 10 to 13 a row, filtered 20
+  local gap SAMPLER=$NARROW SYNTHETIC=$SYNTHETIC
+  [ "$SETTING" = demo ] || { compare rules $RULES; return; }
+  for gap in narrow wide; do
+    SYNTHETIC=$DATA/synthetic_$gap; [ $gap = narrow ] || SAMPLER=$WIDE
+    images $PROMPT_SET; compare rules/$gap $RULES
+  done
+}
+# Does Delta1 or Delta2 predict what updating a tensor does? Each of 62 and each block alone, from
+# the same ERM model, on validation images. Cost: 690 (10 a part); the demo, by 2 epochs: 109.
+tensor-effect() { train tensor-effect --methods tensor_effect $(on_demo --finetune-epochs 2); }
 judge() {  # a ResNet-18 trained on a balanced sample of the photographs judges the images
   local judge="--methods erm --minority 0.5 --size 2200 --backbone resnet18 --seeds 100
     --pretrain-epochs 14 --pretrain-milestone 11"
   train judge_target $judge
   train judge_protected $judge --target "$PROTECTED" --protected "$TARGET"
+  judge=$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt
   run -m stable_diffusion.audit --images "$SYNTHETIC/$PROMPT_SET/${TARGET}_$PROTECTED" \
-    --judge "$RESULTS/$FOLDER/judge_target/erm/seed100/classifier.pt" \
-    --judge "$RESULTS/$FOLDER/judge_protected/erm/seed100/classifier.pt"
+    --judge "$judge" --judge "${judge/judge_target/judge_protected}" \
+    --dataset $SETTING --data-root "$DATA_ROOT" --features "$judge"
 }
 celeba() {  # beside the paper's table that has the pair
   local number=3
@@ -158,19 +175,19 @@ debiasing() {  # folder, the paper's table, training images
     echo "DiGA is left out: EDITS=$EDITS holds no edited images; python -m stable_diffusion.edit" \
       "makes them of the images that an ERM run's train.csv lists" >&2
   fi
-  # The demo's 47 steps an epoch are few: references train longer, and CVaR averages over half of a
-  # batch of 32, for 10% are 3 images. Nothing here was searched.
-  train "$1" --paper-table "$2" --size "$3" ${diga:+--edits "$EDITS"} \
-    --methods erm cvar_dro eiil lff jtt maple $diga aim_fair --baseline erm \
-    $(on_demo --set cvar_dro.alpha=0.5 eiil.reference_epochs=3 jtt.first_epochs=5 jtt.upweight=10 \
-      maple.reference_epochs=3 ${diga:+diga.byol_epochs=6})
+  # The demo's 47 steps an epoch are few: references train longer, four methods start from ERM, and
+  # what decides a row is searched, as often for each. See README, "Every row the same chance".
+  train "$1" --paper-table "$2" --size "$3" ${diga:+--edits "$EDITS"} --methods erm erm_longer \
+    cvar_dro eiil lff jtt maple $diga aim_fair --baseline erm \
+    $(on_demo --search models/search/demo.toml --set {cvar_dro,eiil}.{warm_start=16,rate=0.01} \
+      maple.{warm_start=8,rate=0.005,kept_share=0.5,outer_lr=0.05} ${diga:+diga.warm_start=1})
 }
 edits() {  # folder, training images: the demo edits those that an ERM run has listed
   train "$1" --size "$2" --methods erm --no-tables
   local list; for list in "$RESULTS/$FOLDER/$1"/erm/seed*/train.csv; do break; done
   [ -e "$list" ] || return 0  # the run is a job: give the same line again when it has ended
   EDITS=$DATA/edits_demo/${FOLDER}_$(cksum < "$list" | cut -d' ' -f1)
-  run -m stable_diffusion.edit --model demo --prompts "$(prompts plain)" --list "$list" \
+  run -m stable_diffusion.edit --model demo --prompts "$(prompts plain)" --list "$list" $SAMPLER \
     --images "$DATA"/demo/faces_*/img_align_celeba --out "$EDITS"
 }
 # ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
@@ -226,7 +243,7 @@ figure1() {  # accuracy against EO and WST of every strategy
   after utils.reporting "$RESULTS/$FOLDER/table3" --with "$RESULTS/$FOLDER/table4"
 }
 figure2() { compare figure2 full_finetuning freeze_{stem,layer{1,2,3,4},fc} aim_fair; }  # blocks
-figure4() { grids --cells 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
+figure4() { grids --groups 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
 figure5() { compare figure5 aim_fair_k{55,40,45,50,60}; }  # top-k; the paper's best is 55. Cost: 13
 # t-SNE of the test images' features by (y, a); the paper: ERM's part by the protected attribute,
 # with synthetic data too, AIM-Fair's less. Ours says beside it how well they tell the attribute.
@@ -344,9 +361,9 @@ fairif-strategies() {
     $(demo_fairif fairif fairif_shuffled)
 }
 
-EXPERIMENTS="demo judge celeba domain-gap longer table1 table2 table3 table4 table5 table6 table7
-  table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7
-  figure8 gpu-check fairif-table1 fairif-table2 fairif-table3 fairif-table4
+EXPERIMENTS="demo judge celeba domain-gap longer rules tensor-effect table1 table2 table3 table4
+  table5 table6 table7 table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4
+  figure5 figure6 figure7 figure8 gpu-check fairif-table1 fairif-table2 fairif-table3 fairif-table4
   fairif-table4-blind fairif-theory fairif-table5 fairif-table6
   fairif-table11 fairif-figure2 fairif-strategies"
 case " $(echo $EXPERIMENTS) " in *" $EXPERIMENT "*) ;;
@@ -356,7 +373,7 @@ case $EXPERIMENT-$# in *-0) ;; judge-* | figure4-* | figure7-*)
   echo "error: $EXPERIMENT takes no further flags: $*" >&2; exit 2 ;;
 esac
 case $SETTING-$EXPERIMENT in  # the first make none, or their own
-  demo-bias-ratio | demo-domain-gap | demo-gpu-check | demo-fairif-*[0-9]) ;;
+  demo-bias-ratio | demo-domain-gap | demo-rules | demo-gpu-check | demo-fairif-*[0-9]) ;;
   demo-table5 | demo-figure[47]) images plain contextual_25 contextual_50 $PROMPT_SET ;;
   demo-*) images $PROMPT_SET ;;
 esac

@@ -30,7 +30,7 @@ class ListNames(argparse.Action):
         from models.backbones import BACKBONES
 
         for flag, names in (("--methods", [*METHODS, *CHOICES]), ("--dataset", DATASETS),
-                            ("--backbone", BACKBONES)):
+                            ("--backbone", [*BACKBONES, "timm:NAME", "torchvision:NAME"])):
             print(flag, *names)
         sys.exit(0)
 
@@ -49,7 +49,7 @@ def parse(argv: list[str]) -> Config:
 def write_tables(experiment) -> None:
     """Choices, table, figures, contact sheets and report of the setting's saved runs."""
     from datasets.base import ImageTable
-    from models import CHOICES
+    from models.experiment import choices_of
     from utils.files import remove_leftovers
     from utils.preemption import PREEMPTION
     from utils.reporting import best, plots, report, tables
@@ -61,11 +61,9 @@ def write_tables(experiment) -> None:
     with exclusive(setting, PREEMPTION.check):
         for pictures in ("figures", "contact_sheets"):
             remove_leftovers(setting / pictures)
-        for name in config.methods:
-            if name in CHOICES:
-                choice = CHOICES[name]
-                best.write_best(setting, list(choice.rows), name,
-                                own_row(config.paper_table, choice.paper_row))
+        for name, choice in choices_of(config).items():
+            best.write_best(setting, choice.rows, name,
+                            own_row(config.paper_table, choice.paper_row))
         print(tables.write_summary(setting, config.baseline))
         real = experiment.splits(config.seeds[0]).train
         real, pool = real if isinstance(real, ImageTable) else None, None
@@ -81,9 +79,11 @@ def in_jobs(
 ) -> list[list[str]]:
     """The command lines of its runs: every method and seed, one method's seeds first, as each
     pre-trains a model for which the other methods would wait. merged: a seed's other methods are
-    one command, so that a process starts once for all of them."""
+    one command, so that a process starts once for all of them. A row's candidates always are."""
+    from models.choices import row_of
+
     plain = [*argv, "--launcher", "none", "--slurm", "--jobs", "1", "--no-tables"]
-    names = list(methods)
+    names = list(dict.fromkeys(map(row_of, methods)))
 
     def own(group: list[str]) -> list[str]:
         """--set of these methods alone."""

@@ -1,40 +1,49 @@
 """Datasets by name. Each entry is called as
 
     DATASETS[name](root, target, protected, *, size, minority=0.1, rule="first", seed=0,
-                   val="official" | "none", test_size=None) -> Splits
+                   val="official" | "none", test_size=None, positive=()) -> Splits
 
 and returns tables with labels y (target) and a (protected): of image files (ImageTable), or of
 samples in memory (ArrayTable), which have no biased subset to draw, so that only seed and val
 matter. size: of the biased training set, None for every image that there is for training, as it is.
+positive: values of columns that mean 1, for a dataset whose labels the user wrote.
 To add a dataset, write one file with such a `load` and add one line here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datasets import celeba, ci_mnist, demo, fairface, tabular, utkface
+from datasets import celeba, ci_mnist, demo, fairface, folder, tabular, utkface
 from datasets.base import Splits
 
 
 @dataclass(frozen=True)
 class Dataset:
     """load: as above; of samples in memory without size, minority, rule and test_size.
-    attributes: the (target, protected) pair where none is given. resplits: `seed` draws which
-    samples are for training and which for the test."""
+    attributes: the (target, protected) pair where none is given; None where one must be. size: of
+    the training set where none is given. own_labels: the user wrote them, and says which value is
+    `positive`. resplits: `seed` draws which samples are for training and which for the test."""
 
     load: Callable[..., Splits]
-    attributes: tuple[str, str]
+    attributes: tuple[str, str] | None
     in_memory: bool = False
     resplits: bool = False
+    size: int | None = 20000
+    own_labels: bool = False
 
-    def __call__(self, root: str | Path, target: str, protected: str, **flags) -> Splits:
+    def __call__(
+        self, root: str | Path, target: str, protected: str, *, positive: Sequence[str] = (),
+        **flags,
+    ) -> Splits:
         if self.in_memory:
             own = ("seed", "val", "blind") if self.resplits else ("seed", "val")
             flags = {key: value for key, value in flags.items() if key in own}
+        if self.own_labels:
+            flags["positive"] = positive
         return self.load(root, target, protected, **flags)
 
 
@@ -47,6 +56,8 @@ DATASETS: dict[str, Dataset] = {
     "fairface": Dataset(fairface.load, fairface.ATTRIBUTES),
     # rendered faces committed with this repository, in CelebA's format
     "demo": Dataset(demo.load, ("Smiling", "Male")),
+    # your own photographs and their metadata.csv
+    "folder": Dataset(folder.load, None, size=None, own_labels=True),
     # rows of features: Adult, German credit, COMPAS
     **{name: Dataset(partial(tabular.load, name), pair, True, True)
        for name, pair in tabular.ATTRIBUTES.items()},

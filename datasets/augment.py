@@ -47,6 +47,20 @@ def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(uniform(seed, epoch, np.arange(count), ORDER), kind="stable")
 
 
+def evenly(seed: int, epoch: int, groups: np.ndarray) -> np.ndarray:
+    """int64 [N]: an epoch that takes the groups of N samples (int [N]) in turn, so that every batch
+    holds as many of each. Draw d is the sample d % N: one of a group that is drawn again in the
+    epoch has other draws, and so other crops."""
+    labels, draws = np.unique(groups), np.empty(len(groups), np.int64)
+    for place, label in enumerate(labels):
+        rows, part = np.flatnonzero(groups == label), draws[place :: len(labels)]
+        times = np.arange(-(-len(part) // len(rows)))  # each time in another order
+        again = rows + len(groups) * times[:, None]
+        order = np.argsort(uniform(seed, epoch, again.ravel(), ORDER).reshape(again.shape), axis=1)
+        part[:] = np.take_along_axis(again, order, axis=1).ravel()[: len(part)]
+    return draws
+
+
 def flip_mask(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     """bool [B]: which images are mirrored, each with probability one half."""
     return uniform(seed, epoch, indices, FLIP) < 0.5
@@ -170,6 +184,27 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] with values 0..255 -> float32 in [-1, 1] (mean = std = 0.5), channels_last."""
     x = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
     return x.copy_(images).mul_(2 / 255).sub_(1)
+
+
+Standard = tuple[torch.Tensor, torch.Tensor]  # scale and shift, float32 [3, 1, 1]
+
+
+def standardisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
+) -> Standard | None:
+    """What turns images normalised with mean = std = 0.5 into images normalised with these three
+    of each; None where these are 0.5, too."""
+    mean, std = mean or (0.5,) * 3, std or (0.5,) * 3
+    if {*mean, *std} == {0.5}:
+        return None
+    mean, std = (torch.tensor(part, dtype=torch.float64)[:, None, None] for part in (mean, std))
+    return ((0.5 / std).float().to(device), ((0.5 - mean) / std).float().to(device))
+
+
+def standardised(x: torch.Tensor, standard: Standard) -> torch.Tensor:
+    """float32 [B, 3, H, W] in [-1, 1], overwritten: x * scale + shift."""
+    scale, shift = standard
+    return x.mul_(scale).add_(shift)
 
 
 def _weights(

@@ -1,15 +1,19 @@
 """Compare a copy of CelebA, UTKFace or FairFace with what is known of it, before days of training.
 
     python -m datasets.check --dataset celeba --root /data/CelebA
+    python -m datasets.check --dataset folder --root photos --target glasses --protected gender
 
-prints images per split and per attribute cell, compares them with the official numbers, opens
-every listed image, and names each difference. Exit code 0: none; 1: differences; 2: unusable.
+prints images per split and per attribute cell, compares them with the official numbers (of your own
+photographs: looks for missing labels, empty groups and the same image in two splits), opens every
+listed image, and names each difference. Exit code 0: none; 1: differences; 2: unusable.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 if not __package__:  # started by its path: python datasets/check.py
@@ -17,8 +21,9 @@ if not __package__:  # started by its path: python datasets/check.py
 
 import pandas as pd
 
-from datasets import celeba, demo, fairface, utkface
+from datasets import celeba, demo, fairface, metadata, utkface
 from datasets.base import CELLS, bad_images, named
+from datasets.folder import saved_split
 from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, path
@@ -140,6 +145,63 @@ def check_fairface(root: Path) -> tuple[list[str], list[str]]:
     return differences(facts, known), [os.path.join(os.path.abspath(root), n) for n in whole.index]
 
 
+def check_folder(root: Path, pair: tuple[str, str] | None, positive) -> tuple[list[str], list[str]]:
+    """As `check_celeba`, for a metadata file and one pair of its columns, or without a pair the
+    share of ones of every column with two values."""
+    table, source = metadata.read_table(root), metadata.where(root)
+    paths = [os.path.join(os.path.abspath(root), *name.split("/")) for name in table.index]
+    part = table.get("split")
+    if pair is None:
+        print(f"{source}: {len(table)} images; columns with two values:")
+        for column in metadata.attributes(table):
+            values = metadata.binary(table, column, source)
+            print(f"  {column:<24} {(values == 1).sum():7d} of {(values >= 0).sum()} are 1, "
+                  f"{(values < 0).sum()} missing")
+        return _twins(paths, part), paths
+    y, a = metadata.labels_of(table, source, *pair, positive)
+    found = []
+    if (y < 0).any():
+        found.append(f"{(y < 0).sum()} images have no {pair[0]} and are not used: "
+                     f"{named(table.index[y < 0].tolist(), 5)}")
+    if part is None:
+        part = pd.Series("", index=table.index)
+        part[y >= 0] = saved_split(root, table.index[y >= 0], y[y >= 0], a[y >= 0], pair, 0)
+    print(f"{'/'.join(pair)}: images, and by {'_'.join(pair)}")
+    for name in metadata.PARTS:
+        here = (part == name).to_numpy() & (y >= 0)
+        _report(name, y[here], a[here])
+        if here.any() and (a[here] < 0).any():
+            print(f"  {'':<24} {(a[here] < 0).sum():7d} of them without {pair[1]}" + (
+                ": not used" if name == "test" else ""))
+        empty = [f"{t}_{p}" for t, p in CELLS if not ((y == t) & (a == p) & here).any()]
+        if empty and (here & (a >= 0)).any():
+            found.append(f"no {name} image is of group {', '.join(empty)}")
+    if not ((part == "test").to_numpy() & (y >= 0) & (a >= 0)).any():
+        found.append(f"no test image has both {pair[0]} and {pair[1]}: nothing can be measured")
+    return found + _twins(paths, part), paths
+
+
+def _twins(paths: list[str], part: pd.Series | None) -> list[str]:
+    """One line for images of the same bytes in two splits, and one for those within a split."""
+    by_size: dict[int, list[int]] = {}
+    for row, file in enumerate(paths):
+        with suppress(OSError):  # a missing one is named elsewhere
+            by_size.setdefault(os.path.getsize(file), []).append(row)
+    twins: dict[bytes, list[int]] = {}
+    for row in (row for rows in by_size.values() if len(rows) > 1 for row in rows):
+        with suppress(OSError), open(paths[row], "rb") as file:
+            twins.setdefault(hashlib.file_digest(file, "sha256").digest(), []).append(row)
+    names = [os.path.basename(path) for path in paths]
+    groups = [rows for rows in twins.values() if len(rows) > 1]
+    parts = part.tolist() if part is not None else [""] * len(paths)
+    across = [" = ".join(f"{names[row]} ({parts[row]})" for row in rows) for rows in groups
+              if len({parts[row] for row in rows} - {""}) > 1]
+    within = [" = ".join(names[row] for row in rows) for rows in groups
+              if len({parts[row] for row in rows} - {""}) < 2]
+    return [f"{len(same)} images lie {where} by their bytes: {named(same, 5)}"
+            for where, same in (("in several splits", across), ("there twice", within)) if same]
+
+
 PAIRS = {"utkface": "Female/White", "fairface": "Male/White"}  # of those that have one
 
 
@@ -149,15 +211,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(
         prog="python -m datasets.check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--dataset", choices=("celeba", *PAIRS, "demo"), required=True)
-    parser.add_argument("--root", type=path, required=True, help="the dataset's folder")
-    parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo)")
+    parser.add_argument("--dataset", choices=("celeba", *PAIRS, "demo", "folder"), required=True)
+    parser.add_argument("--root", "--data-root", type=path, required=True,
+                        help="the dataset's folder")
+    parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo, "
+                        "folder)")
     parser.add_argument("--protected")
+    parser.add_argument("--positive", nargs="+", default=(), metavar="[COLUMN=]VALUE",
+                        help="as of train.py, for --dataset folder")
     parser.add_argument("--no-images", action="store_true", help="do not open the images")
     args = parser.parse_args(arguments)
     if (args.target is None) != (args.protected is None):
         raise UserError("--target and --protected go together; give both or neither")
-    if args.dataset in PAIRS:
+    if args.positive and (args.dataset != "folder" or not args.target):
+        raise UserError("--positive is of --dataset folder with --target and --protected; leave it "
+                        "out or give these")
+    if args.dataset == "folder":
+        pair = (args.target, args.protected) if args.target else None
+        found, paths = check_folder(args.root, pair, args.positive)
+    elif args.dataset in PAIRS:
         if args.target:
             raise UserError(
                 f"{args.dataset} has one pair, {PAIRS[args.dataset]}; leave out --target and "

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from datasets.base import ImageTable, named
 from datasets.decoding import decode, header_size
@@ -37,6 +36,7 @@ from utils.devices import cores
 from utils.errors import UserError
 from utils.files import atomic_path, lock, remove_leftovers, reserve, write_at
 from utils.preemption import PREEMPTION
+from utils.progress import progress
 
 VERSION = 1  # raise it whenever decoding changes: older stores are then not read
 DEFAULT_DIR = Path(__file__).resolve().parents[1] / "data" / "store"
@@ -258,14 +258,14 @@ def _build(paths: list[str], path: Path, name: str, threads: int) -> None:
                 write_at(descriptor, image.tobytes(), layout.offset(i))
                 return None
 
-            progress = tqdm(
+            done = progress(
                 pool.map(store, range(len(paths))),
                 total=len(paths),
                 desc=f"decoding {name}",
                 unit="image",
-                disable=None,  # shown on a terminal, not in a log
+                leave=False,
             )
-            faults = [(paths[i], fault) for i, fault in enumerate(progress) if fault]
+            faults = [(paths[i], fault) for i, fault in enumerate(done) if fault]
             _refuse(faults, len(paths), name)
 
 

@@ -22,11 +22,14 @@ from datasets import resident
 from datasets.augment import (
     SCALE,
     crop_boxes,
+    evenly,
     flip_mask,
     normalise,
     resample_cpu,
     resample_device,
     shuffled,
+    standardisation,
+    standardised,
 )
 from datasets.base import ImageTable
 from datasets.image_store import open_store
@@ -57,8 +60,10 @@ class Loader:
     `attributes=False` delivers a = -1: a method that was not granted the protected attribute cannot
     see it. `store_dir`, `pools`: see image_store.open_store. `workers`: threads that prepare
     batches where the images are not on the device. `min_crop`: the smallest share of an image that
-    a training crop holds, in (0, 1]. Raises UserError for sizes below 1, for an empty table, for
-    images that cannot be decoded and where drop_last would leave no batch.
+    a training crop holds, in (0, 1]. `groups`: int [N], a group of each image, of which training
+    batches hold evenly many (augment.evenly). `mean`, `std`: of the three channels in [0, 1], by
+    which a batch is normalised, 0.5 by default. Raises UserError for sizes below 1, for an empty
+    table, for images that cannot be decoded and where drop_last would leave no batch.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class Loader:
         workers: int = 1,
         min_crop: float = SCALE[0],
         pools: Sequence[ImageTable] = (),
+        groups: np.ndarray | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ):
         for name, value in (
             ("batch size", batch_size),
@@ -98,6 +106,8 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.workers = workers
+        self.groups = groups
+        self.standard = standardisation(mean, std, self.device)
         self.store = open_store(table, store_dir, pools=pools)
         self._y = table.y
         self._a = table.a if attributes else np.full(len(table), -1, np.int64)
@@ -117,9 +127,15 @@ class Loader:
     def epoch(self, k: int) -> Iterator[Batch]:
         """Yield epoch k's batches on the device.
 
-        index int64 [B], rows of the table; x float32 [B, 3, image_size, image_size] in [-1, 1],
-        channels_last; y int64 [B]; a int64 [B], -1 where unknown or not granted.
+        index int64 [B], rows of the table; x float32 [B, 3, image_size, image_size] in [-1, 1], or
+        normalised by `mean` and `std`, channels_last; y int64 [B]; a int64 [B], -1 where unknown or
+        not granted.
         """
+        for index, x, y, a in self._epoch(k):
+            yield index, x if self.standard is None else standardised(x, self.standard), y, a
+
+    def _epoch(self, k: int) -> Iterator[Batch]:
+        """`epoch` in [-1, 1]."""
         if self._resident is not None:
             yield from self._device_epoch(k)
             return
@@ -168,10 +184,12 @@ class Loader:
             rows = np.arange(len(self.table))
             whole = np.concatenate([np.zeros_like(self.store.sizes), self.store.sizes], axis=1)
             return Plan(rows, whole, np.zeros(len(rows), bool))
-        rows = shuffled(self.seed, k, len(self.table))
-        height, width = self.store.sizes[rows].T
-        boxes = crop_boxes(self.seed, k, rows, height, width, self.min_crop)
-        return Plan(rows, boxes, flip_mask(self.seed, k, rows))
+        count = len(self.table)
+        whole = self.groups is None
+        draws = shuffled(self.seed, k, count) if whole else evenly(self.seed, k, self.groups)
+        height, width = self.store.sizes[draws % count].T
+        boxes = crop_boxes(self.seed, k, draws, height, width, self.min_crop)
+        return Plan(draws % count, boxes, flip_mask(self.seed, k, draws))
 
     def _device_epoch(self, k: int) -> Iterator[Batch]:
         """The epoch from images on the device; the host only launches, it never waits.

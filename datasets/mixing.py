@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
+
 from datasets.array_loader import ArrayLoader
 from datasets.base import CELLS, ArrayTable, ImageTable, Splits, Table, concat
 from datasets.loader import Loader
@@ -106,20 +108,23 @@ class Data:
         return self.real.x.shape[1:] if isinstance(self.real, ArrayTable) else None
 
     def loader(
-        self, table: Table, *, train: bool, attributes: bool = False
+        self, table: Table, *, train: bool, attributes: bool = False,
+        groups: np.ndarray | None = None,
     ) -> Loader | ArrayLoader:
         """Training batches (images augmented, their last batch dropped) or evaluation batches.
 
         attributes: with the protected labels of the table, as far as `seen_by` left them there.
+        groups: int [N], of which training batches hold evenly many.
         """
         c = self.config
         if isinstance(table, ArrayTable):
             return ArrayLoader(
                 table, c.batch_size if train else c.eval_batch_size, train=train,
-                device=c.device, seed=self.seed, attributes=attributes,
+                device=c.device, seed=self.seed, attributes=attributes, groups=groups,
             )
         return Loader(
             table, c.batch_size if train else c.eval_batch_size, image_size=c.image_size,
             train=train, device=c.device, seed=self.seed, drop_last=train, attributes=attributes,
             store_dir=c.store_dir, workers=c.workers, min_crop=c.min_crop, pools=self.pools,
+            groups=groups, mean=c.mean, std=c.std,
         )

@@ -1,22 +1,25 @@
 """The menu of methods: name -> a subclass of models.method.Method.
 
-To add a comparison strategy or a variant, add a row to STRATEGIES in models/strategies.py; to add a
-method of its own, write one file with a subclass of Method and add one line here or in its
-package's list.
+To add a comparison strategy or a variant, add a row to STRATEGIES in models/strategies.py
+(to OWN in models/own_strategies.py, if no paper has it); to add a method of its own, write one file
+with a subclass of Method and add one line here or in its package's list.
 """
 
 from __future__ import annotations
 
+from models.choices import CHOICES
 from models.debiasing import DEBIASING
 from models.fairif.baselines import BASELINES
 from models.fairif.controls import CONTROLS, SHARES
 from models.fairif.method import FairIF
 from models.ltgc import LTGC
 from models.method import Method
-from models.strategies import CHOICES, STRATEGIES
+from models.own_strategies import OWN
+from models.strategies import STRATEGIES
+from models.tensor_effect import TensorEffect
 
 METHODS: dict[str, type[Method]] = {
-    **STRATEGIES, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, **CONTROLS,
-    **SHARES, **BASELINES,
+    **STRATEGIES, **OWN, "ltgc": LTGC, **DEBIASING, "fairif": FairIF, **CONTROLS,
+    "tensor_effect": TensorEffect, **SHARES, **BASELINES,
 }
 __all__ = ["CHOICES", "METHODS"]

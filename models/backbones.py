@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from models import libraries
 from utils.errors import UserError, reason
 
 Shape = tuple[int, ...]  # of one sample: (D,) features or an image's (3, H, W)
@@ -153,14 +154,34 @@ WITHOUT_WEIGHTS = ("resnet18_quarter", *SMALL)  # of which there are none to sta
 VIT_WEIGHTS = "timm/vit_small_patch32_224.augreg_in21k_ft_in1k"
 
 
+def maker(name: str) -> Callable[[dict | None], nn.Module]:
+    """What makes the backbone, from None (random weights) or the pre-trained network's state dict.
+
+    name: of BACKBONES, timm:NAME or torchvision:NAME. Raises UserError for any other.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if libraries.is_library(name):
+        return libraries.maker(name)
+    raise UserError(f"--backbone {name} is unknown; choose from {', '.join(BACKBONES)}, timm:NAME "
+                    "and torchvision:NAME")
+
+
+def tensor_names(name: str) -> list[str]:
+    """Names of the backbone's parameter tensors."""
+    own = name in BACKBONES  # of the libraries some compute their widths, for which meta has none
+    with torch.device("meta" if own else "cpu"):  # the names without the numbers
+        return parameter_names(maker(name)(None))
+
+
 def _imagenet(name: str) -> dict:
     """The ImageNet weights of a backbone, downloaded once. Raises UserError where they cannot."""
     name = name.removesuffix(HIDDEN)
     try:
-        if name in RESNETS:
-            enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-            source = enum.url
-            return enum.get_state_dict(progress=True, weights_only=True)
+        if name in RESNETS or libraries.is_library(name):
+            source, fetch = libraries.weights_of(
+                f"torchvision:{name}" if name in RESNETS else name)
+            return fetch()
         import timm
 
         source = f"https://huggingface.co/{VIT_WEIGHTS}"
@@ -188,20 +209,19 @@ def build(name: str, pretrained: str = "none", shape: Shape | None = None) -> nn
     is an image of any size. Raises UserError where weights cannot be had or do not fit, and where
     the backbone does not take samples of that shape.
     """
-    if name not in BACKBONES:
-        raise UserError(f"--backbone {name} is unknown; choose from {', '.join(BACKBONES)}")
+    make = maker(name)
     check_shape(name, shape)
     pretrained = initial_weights(name, pretrained)
-    if isinstance(BACKBONES[name], Small):
-        return BACKBONES[name].make(shape)
+    if isinstance(make, Small):
+        return make.make(shape)
     if pretrained == "none":
-        return BACKBONES[name](None)
+        return make(None)
     if pretrained == "imagenet":
         weights = _imagenet(name)
     else:
         weights = load_weights(Path(pretrained), "--pretrained")
     try:
-        return BACKBONES[name](weights)
+        return make(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"--pretrained {pretrained} does not fit {name} ({_shortened(error)}); give the state "
@@ -214,6 +234,8 @@ def initial_weights(name: str, pretrained: str) -> str:
 
     Raises UserError where weights are asked for that the backbone does not have.
     """
+    if libraries.is_library(name) and pretrained == "auto":
+        return "imagenet" if libraries.has_weights(name) else "none"
     if name not in WITHOUT_WEIGHTS:
         return "imagenet" if pretrained == "auto" else pretrained
     if pretrained not in ("auto", "none"):
@@ -224,7 +246,7 @@ def initial_weights(name: str, pretrained: str) -> str:
 
 def check_shape(name: str, shape: Shape | None) -> None:
     """Raise UserError where the backbone does not take samples of that shape."""
-    small = BACKBONES[name] if isinstance(BACKBONES[name], Small) else None
+    small = BACKBONES[name] if isinstance(BACKBONES.get(name), Small) else None
     if small and (shape is None if small.any_shape else shape != DIGIT):
         taken = "samples of one fixed shape" if small.any_shape else _said(DIGIT)
         raise UserError(f"--backbone {name} takes {taken}, not {_said(shape)}: choose another")
@@ -259,29 +281,3 @@ def load_weights(path: Path, flag: str) -> dict:
 def parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameter tensors in the model's own order (62 for ResNet-18)."""
     return [name for name, _ in model.named_parameters()]
-
-
-def head_of(model: nn.Module) -> nn.Linear:
-    """The linear layer that gives the logit; its in_features D is the number of features."""
-    return model.get_submodule(output_layer(model))
-
-
-def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(features [B, D] that the output layer is given, logits [B]) in one pass, with gradients.
-
-    Both in the type of the output layer's weights. D is 512 for ResNet-18 and -34, 2048 for
-    ResNet-50; the features of a logistic regression are its inputs.
-    """
-    given: list[Tensor] = []
-    head = head_of(model)
-    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    try:
-        logits = model(x)
-    finally:
-        hook.remove()
-    return given[0].to(head.weight), logits.squeeze(1).to(head.weight)
-
-
-def output_layer(model: nn.Module) -> str:
-    """Name of the linear layer that gives the logit: the last one of the network."""
-    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)][-1]

@@ -7,9 +7,14 @@ from dataclasses import replace
 
 from datasets import Dataset
 from datasets.base import Table
-from models import CHOICES
+from datasets.mixing import Data
+from models.backbones import Shape, build
+from models.checkpoints import load_into, network, read
+from models.libraries import is_library
+from models.masks import GIVEN, chosen_by
 from models.method import Method
 from models.selection import CRITERIA, resolve_k
+from models.strategies import FineTuning
 from utils import devices, launcher
 from utils.blocks import require_block
 from utils.config import Config
@@ -31,7 +36,7 @@ def check_flags(
 
     config: complete. names: of the backbone's parameter tensors.
     """
-    _check_folders(config)
+    _check_folders(config, methods)
     _check_data(config, methods, dataset)
     _check_table(config, methods)
     launcher.check(config.launcher, config.slurm)
@@ -47,10 +52,23 @@ def check_flags(
     if config.optimizer == "lbfgs" and config.batch_size is not None:
         raise UserError("--optimizer lbfgs needs the whole training set at once: give "
                         "--batch-size all")
+    _check_mask(config, methods, names)
     for name, method in methods.items():
         resolve_k(replace(config, **method.overrides).top_k, len(names))
         for block in method.blocks:
             require_block(block, names, f"--methods {name}: {config.backbone}")
+
+
+def _check_mask(config: Config, methods: Mapping[str, type[Method]], names: list[str]) -> None:
+    rows = [name for name, method in methods.items()
+            if issubclass(method, FineTuning) and method.tensors is GIVEN]
+    if rows and config.mask is None:
+        raise UserError(f"--methods {rows[0]} needs --mask: give a run's mask.json or a list of "
+                        "tensors")
+    if config.mask is not None:
+        if not rows:
+            raise UserError("--mask is for --methods given_mask: name that row or leave out --mask")
+        chosen_by(config.mask, names)
 
 
 def check_samples(tables_: Mapping[str, Table], config: Config) -> None:
@@ -63,12 +81,37 @@ def check_samples(tables_: Mapping[str, Table], config: Config) -> None:
             )
 
 
-def _check_folders(config: Config) -> None:
-    single = len(config.methods) == 1 and config.methods[0] not in CHOICES
+def check_network(config: Config, shape: Shape | None) -> None:
+    """Raise UserError where the backbone takes no such images, or --start is another network's."""
+    if not is_library(config.backbone) and config.start is None:
+        return
+    if is_library(config.backbone):
+        model = network(config.backbone, config.image_size)
+    else:
+        model = build(config.backbone, "none", shape)
+    if config.start is not None:
+        load_into(model, read(config.start), config.backbone, "--start")
+
+
+def check_labels(name: str, method: type[Method], data: Data, protected: str) -> None:
+    """Raise UserError where real images have no group label that the method learns from."""
+    granted = {"none": (), "validation": ("val",), "train": ("real", "val")}
+    for part in granted[method.uses_attributes]:
+        table = getattr(data, part)
+        if table is not None and (missing := int((table.a < 0).sum())):
+            raise UserError(
+                f"--methods {name} learns from group labels, and {missing} of {len(table)} images "
+                f"of {table.name} have no {protected}: label them or leave out that row"
+            )
+
+
+def _check_folders(config: Config, methods: Iterable[str]) -> None:
+    single = len(config.methods) == 1 and config.methods[0] in methods  # no choice, no --search
     for flag, value, what in (("--name", config.name, "names one run"),
                               ("--paper-row", config.paper_row, "is one method's row")):
         if value is not None and not single:
-            raise UserError(f"{flag} {what}: give a single method with --methods")
+            raise UserError(f"{flag} {what}: give a single method with --methods, and no "
+                            "--search")
     for flag, parts in (("--setting", config.setting.split("/")),
                         ("--name", [config.name or "run"])):
         if not all(is_plain_name(part) for part in parts):
@@ -78,11 +121,18 @@ def _check_folders(config: Config) -> None:
 
 
 def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Dataset) -> None:
-    given = [key for key in DRAWN if getattr(config, key) != getattr(Config, key)]
+    defaults = {key: getattr(Config, key) for key in DRAWN} | {"size": dataset.size}
+    given = [key for key in DRAWN if getattr(config, key) != defaults[key]]
+    if config.positive and not dataset.own_labels:
+        raise UserError(f"--positive is for labels of your own, and {config.dataset} has known "
+                        "ones: leave out that flag")
     if config.blind and not dataset.resplits:
         raise UserError(f"--blind is for tabular data, not for {config.dataset}: leave out that "
                         "flag")
     if dataset.in_memory:
+        if set(config.mean) | set(config.std) != {0.5}:
+            raise UserError(f"--mean and --std normalise photographs, and --dataset "
+                            f"{config.dataset} has none: leave out these flags")
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} draws photographs, and "
                             f"--dataset {config.dataset} is taken whole: leave out that flag")
@@ -97,11 +147,15 @@ def _check_data(config: Config, methods: Mapping[str, type[Method]], dataset: Da
         if config.size is None and {"minority", "rule"} & set(given):
             raise UserError("--size all takes the images as they are: leave out --minority and "
                             "--rule")
+    if config.search is not None and config.val == "none":
+        raise UserError("--val none leaves --search nothing to choose by; use --val official")
     for name, method in methods.items():
         if method.uses_attributes == "validation" and config.val == "none":
             raise UserError(
                 f"--val none: {name} needs validation images with group labels; use --val official"
             )
+        if method.needs_validation and config.val == "none":
+            raise UserError(f"--val none: {name} chooses on validation images; use --val official")
 
 
 def _check_table(config: Config, methods: Iterable[str]) -> None:

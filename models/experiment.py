@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ from datasets.edits import load_edits
 from datasets.image_store import open_store
 from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
-from models import CHOICES, METHODS
-from models.backbones import BACKBONES, check_shape, initial_weights, parameter_names
-from models.checks import check_flags, check_samples
+from models import CHOICES, METHODS, checkpoints
+from models.backbones import check_shape, initial_weights, maker, tensor_names
+from models.checks import check_flags, check_labels, check_network, check_samples
+from models.choices import Choice, candidates, row_of
 from models.method import Method
 from utils import devices
 from utils.config import Config
@@ -32,36 +34,60 @@ from utils.reporting.paper import own_row
 from utils.run import Run
 
 
+def choices_of(config: Config) -> dict[str, Choice]:
+    """The rows asked for that are the best of several: of other rows, or by --search."""
+    found = {row: Choice(tuple(runs), METHODS[row].paper_row)
+             for row, runs in candidates(config, METHODS).items()}
+    return found | {row: CHOICES[row] for row in config.methods if row in CHOICES}
+
+
 def rows_of(config: Config) -> dict[str, type[Method]]:
-    """The methods to be run by name, a choice's candidates in its place, each once."""
-    names = [row for name in config.methods
-             for row in (CHOICES[name].rows if name in CHOICES else (name,))]
-    return {name: METHODS[name] for name in dict.fromkeys(names)}
+    """What is to be run, by its folder below the setting's: a method by its name, in the place of a
+    choice its candidates; each once."""
+    searched, rows = candidates(config, METHODS), {}
+    for name in config.methods:
+        own = CHOICES[name].rows if name in CHOICES else (name,)
+        rows |= searched.get(name) or {row: METHODS[row] for row in own}
+    return rows
+
+
+def options_given(config: Config, rows: Mapping[str, type[Method]]) -> dict[str, dict]:
+    """{folder: hyper-parameters} of `rows_of`: --set of its row, and what --search gives it."""
+    given = options_of(config.set, {row_of(name): METHODS[row_of(name)] for name in rows})
+    for name, method in rows.items():
+        if twice := given[row_of(name)].keys() & method.given.keys():
+            raise UserError(f"--set {row_of(name)}.{min(twice)}: --search tries values of it; give "
+                            "one of the two")
+    return {name: {**given[row_of(name)], **method.given} for name, method in rows.items()}
 
 
 def complete(config: Config) -> Config:
     """The configuration with everything decided that depends on the machine, the dataset or the
     backbone. Raises UserError for wrong flags."""
     for flag, given, known in (("--methods", config.methods, [*METHODS, *CHOICES]),
-                               ("--dataset", [config.dataset], DATASETS),
-                               ("--backbone", [config.backbone], BACKBONES)):
+                               ("--dataset", [config.dataset], DATASETS)):
         for name in given:
             if name not in known:
                 raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
+    config = checkpoints.completed(config, lambda line: print(line, file=sys.stderr))
+    maker(config.backbone)  # is there such a network?
     # a job has its own device, and decides for itself what is the default
     check_device(config.device, here=config.launcher != "slurm")
     config = replace(config, device=devices.pick(config.device))
+    dataset = DATASETS[config.dataset]
     if config.precision == "auto":
-        in_memory = DATASETS[config.dataset].in_memory
-        precision = devices.training_precision(config.device, in_memory=in_memory)
+        precision = devices.training_precision(config.device, in_memory=dataset.in_memory)
         config = replace(config, precision=precision)
-    target, protected = DATASETS[config.dataset].attributes
+    target, protected = dataset.attributes or (None, None)
     config = replace(config, target=config.target or target,
-                     protected=config.protected or protected)
+                     protected=config.protected or protected,
+                     size=dataset.size if config.size == "auto" else config.size)
+    for flag, attribute in (("--target", config.target), ("--protected", config.protected)):
+        if attribute is None:
+            raise UserError(f"{flag} is missing: --dataset {config.dataset} has no pair of its "
+                            "own; give two columns of its metadata")
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
-    with torch.device("meta"):  # the names without the numbers
-        names = parameter_names(BACKBONES[config.backbone](None))
-    check_flags(config, rows_of(config), DATASETS[config.dataset], names)
+    check_flags(config, rows_of(config), dataset, tensor_names(config.backbone))
     return config
 
 
@@ -88,7 +114,8 @@ class Experiment:
             return self.load(seed)
         return DATASETS[c.dataset](
             c.data_root, c.target, c.protected, size=c.size, minority=c.minority, rule=c.rule,
-            seed=seed, val=c.val, test_size=c.test_size, **({"blind": True} if c.blind else {}),
+            seed=seed, val=c.val, test_size=c.test_size, positive=c.positive,
+            **({"blind": True} if c.blind else {}),
         )
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - as above
@@ -140,11 +167,13 @@ def prepare(config: Config) -> Experiment:
     if config.device == "cpu":
         torch.set_num_threads(config.threads)
     methods = rows_of(config)
-    experiment = Experiment(config, methods, options_of(config.set, methods))
-    for method in methods.values():  # of the first seed: the others' are as large
+    experiment = Experiment(config, methods, options_given(config, methods))
+    for name, method in methods.items():  # of the first seed: the others' are as large
         data = experiment.data(method, config.seeds[0])
         check_shape(config.backbone, data.shape)
         check_samples(method.tables(data), config)
+        check_labels(name, method, data, config.protected)
+    check_network(config, data.shape)
     return experiment
 
 
@@ -173,7 +202,7 @@ def make_run(experiment: Experiment, name: str, seed: int) -> Run:
         data.seen_by(method.uses_attributes), seed,
         # a setting's sub-settings share its pre-trained models
         config.results / config.setting.split("/")[0] / "shared", options,
-        {**identity, **lists, **options, "method": name, "seed": seed}, notes,
+        {**identity, **lists, **options, "method": row_of(name), "seed": seed}, notes,
     )
 
 
@@ -202,15 +231,20 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         if data.val is not None:
             measured = accuracies(trained, data.loader(data.val, train=False))
             validation = {"acc": measured["accuracy"], "class_acc": measured["class-accuracy"]}
+            if method.uses_attributes != "none":  # its values may be chosen by group labels
+                val = method.validation(run)
+                said = predictions(trained, run.data.loader(val, train=False))
+                validation["wst"] = to_json(fairness_metrics(said, val.y, val.a))["wst"]
         test = data.loader(data.test, train=False)  # read once, after everything was chosen
         metrics = fairness_metrics(predictions(trained, test), data.test.y, data.test.a)
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
-            "selected_epoch": run.log[-1]["kept"], "passes": run.passes,
+            "selected_epoch": run.log[-1]["kept"] if run.log else 0, "passes": run.passes,
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,
-            "target": config.target, "image_size": config.image_size,
+            "target": config.target, "protected": config.protected,
+            "image_size": config.image_size, "mean": config.mean, "std": config.std,
         })
         run.finish()
         print(

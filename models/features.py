@@ -20,7 +20,7 @@ from torch import nn
 from datasets import DATASETS
 from datasets.base import ImageTable
 from datasets.loader import Loader
-from models import backbones
+from models import backbones, heads
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.records import read_record
@@ -47,7 +47,7 @@ def penultimate(model: nn.Module, loader: Loader) -> np.ndarray:
     512 numbers an image for ResNet-18 and -34, 2048 for ResNet-50, 384 for ViT-S/32.
     """
     rows: list[torch.Tensor] = []
-    layer = model.get_submodule(backbones.output_layer(model))
+    layer = model.get_submodule(heads.output_layer(model))
     hook = layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].float()))
     try:
         model.eval()
@@ -58,8 +58,9 @@ def penultimate(model: nn.Module, loader: Loader) -> np.ndarray:
     return torch.cat(rows).cpu().numpy()
 
 
-def load_classifier(path: Path, device: str) -> tuple[nn.Module, int]:
-    """(network, side of its images in pixels) of a classifier.pt. UserError where it is none."""
+def load_classifier(path: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
+    """(network, its images' image_size, mean and std) of a classifier.pt. UserError where it is
+    none."""
     if not path.exists():
         raise UserError(
             f"{path} is missing: the run is unfinished or the file was deleted; start the same "
@@ -67,14 +68,15 @@ def load_classifier(path: Path, device: str) -> tuple[nn.Module, int]:
         )
     saved = backbones.load_weights(path, "the classifier")
     try:
-        model = backbones.BACKBONES[saved["backbone"]](None)
+        model = backbones.maker(saved["backbone"])(None)
         model.load_state_dict(saved["model"])
-        size = int(saved["image_size"])
-    except (KeyError, TypeError, RuntimeError):  # RuntimeError: other tensors
+        images = {"image_size": int(saved["image_size"]), "mean": saved.get("mean"),
+                  "std": saved.get("std")}
+    except (KeyError, TypeError, RuntimeError, UserError):  # RuntimeError: other tensors
         raise UserError(
             f"{path} is no classifier that train.py wrote; delete it and start that training again"
         ) from None
-    return model.to(device, memory_format=torch.channels_last), size
+    return model.to(device, memory_format=torch.channels_last), images
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -85,18 +87,22 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)  # the runs of a setting share their test images
-def _test_table(root: Path, *flags: Any) -> tuple[ImageTable, str]:
+def _test_table(
+    root: Path, positive: tuple[str, ...], *flags: Any
+) -> tuple[ImageTable, str]:
     """The test images under root and their digest, from the values of TEST_FLAGS."""
     given = dict(zip(TEST_FLAGS, flags, strict=True))
     load = DATASETS[given.pop("dataset")]
     target, protected, seed = (given.pop(key) for key in ("target", "protected", "data_seed"))
-    table = load(root, target, protected, **given, seed=seed).test
+    table = load(root, target, protected, **given, seed=seed, positive=positive).test
     return table, table.digest()
 
 
 def test_images(root: Path, run: Path, config: Mapping[str, Any]) -> ImageTable:
     """The images a run was tested on. Raises UserError where those under root are others."""
-    table, digest = _test_table(root, *(config[key] for key in TEST_FLAGS))
+    table, digest = _test_table(
+        root, tuple(config.get("positive", ())), *(config[key] for key in TEST_FLAGS)
+    )
     if config.get("test_list", digest) != digest:
         raise UserError(
             f"--data-root {root}: its {len(table)} test images are not those that {run} was tested "
@@ -116,14 +122,14 @@ def run_features(
     """
     config = run_config(run)
     checkpoint = run / "classifier.pt"
-    model, size = load_classifier(checkpoint, device)
+    model, images = load_classifier(checkpoint, device)
     with open(checkpoint, "rb") as file:
         key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {config.get('test_list')}"
     if (saved := _read(path, key)) is not None:
         return saved
     table = test_images(root, run, config)
-    loader = Loader(table, BATCH, image_size=size, train=False, device=device,
-                    store_dir=store_dir, workers=workers)
+    loader = Loader(table, BATCH, train=False, device=device, store_dir=store_dir,
+                    workers=workers, **images)
     features = Features(penultimate(model, loader), table.y, table.a)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, features=features.values, y=features.y, a=features.a, key=np.array(key))

@@ -31,7 +31,9 @@ class LTGC(Method):
     """ERM on the real images and on mixtures of generated with real ones in the minority groups.
 
     The training set is the real one filled up with generated images of the minority groups (y, a)
-    until all are as large: the cells are the tail, so the real images' protected labels are used.
+    until all are as large: the groups are the tail, so the real images' protected labels are used.
+    That is our reading: AIM-Fair's supplement does not say what its tail is, and by class labels
+    alone, as in LTGC's own experiments, the biased sets have none, for their classes are balanced.
     In a batch every generated image g is mixed with a random real one r (BalanceMix):
     x = s x_g + (1 - s) x_r, s ~ Beta(alpha, alpha), and costs
     generated_weight * s * loss(x, y_g) + (1 - s) * loss(x, y_r); real images also enter unmixed.

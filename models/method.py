@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from datasets.base import Table
 from datasets.mixing import Data
-from models import backbones
+from models import backbones, checkpoints
 from utils.engine import fit
+from utils.recipe import Recipe
 from utils.run import Run
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
@@ -49,10 +50,12 @@ class Method:
             "validation" or "train"; the loader delivers -1 for the others.
         training_set: the table of datasets.mixing.Data that it learns from; `sets`: further ones.
         needs_edits: it learns from edited training images (--edits).
+        needs_validation: it chooses on validation images, without their group labels.
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
             value and (lowest, highest).
-        overrides: values of flags that make the row another one's variant.
+        overrides, given: values of flags, and of hyper-parameters, that make the row another one's
+            variant.
         paper_row: its name in the paper's tables.
 
     recipe: utils.recipe.Recipe. options: hyper-parameters, complete. frozen_batch_norm keeps
@@ -65,10 +68,12 @@ class Method:
     training_set: ClassVar[str] = "real"
     sets: ClassVar[tuple[str, ...]] = ()
     needs_edits: ClassVar[bool] = False
+    needs_validation: ClassVar[bool] = False
     blocks: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, int | float]] = {}
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
     overrides: ClassVar[Mapping[str, Any]] = {}
+    given: ClassVar[Mapping[str, int | float | str]] = {}
     paper_row: ClassVar[str | None] = None
 
     def __init__(
@@ -194,12 +199,18 @@ class Method:
         return run.data.loader(table, train=True, attributes=cls.uses_attributes == "train")
 
     @classmethod
+    def start(cls, run: Run) -> tuple[nn.Module, Recipe]:
+        """The model that `train` starts from, torch's seed set, and the recipe."""
+        return new_model(run), run.config.pretrain
+
+    @classmethod
     def train(cls, run: Run) -> Method:
-        """The stage of a training from the backbone's initial weights."""
+        """The stage of a training, from the backbone's initial weights or what `start` gives."""
         def make() -> Method:
             arguments = cls.arguments(run)  # first: torch's seed is the model's
-            return cls(new_model(run), run.config.pretrain, options=run.options,
-                       autocast=run.config.autocast, compiled=run.config.compile, **arguments)
+            model, recipe = cls.start(run)
+            return cls(model, recipe, options=run.options, autocast=run.config.autocast,
+                       compiled=run.config.compile, **arguments)
 
         return fit_stage(run, cls.stages[-1], make, lambda: cls.batches(run), cls.validation(run))
 
@@ -232,8 +243,20 @@ def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
     return trained
 
 
+def started(run: Run) -> nn.Module:
+    """The model that --start gives, on the run's device; sets torch's seed."""
+    torch.manual_seed(run.seed)
+    config = run.config
+    model = backbones.build(config.backbone, "none", run.data.shape)
+    checkpoints.load_into(model, checkpoints.read(config.start), config.backbone, "--start")
+    return model.to(config.device, memory_format=torch.channels_last)
+
+
 def pretrained(run: Run) -> nn.Module:
-    """The ERM model of this setting and seed, trained once and shared."""
+    """The model that is repaired: --start's, else the ERM model of this setting and seed, trained
+    once and shared."""
+    if run.config.start is not None:
+        return started(run)
     config = run.config.identity(finetune=False) | {
         key: run.data.digests.get(key) for key in ("real", "val")
     }

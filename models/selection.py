@@ -1,7 +1,7 @@
 """Which parameter tensors to update: AIM-Fair's selective mask (section 3.2) and the other rules.
 
 To add a rule, write a function and a `Rule` that says which gradients it needs; to make a row of
-it, one line in models/strategies.py.
+it, one line in models/strategies.py. Rules of our own are in models/own_rules.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.lora import is_adapter
 from models.method import bce
 from utils.blocks import OUTPUT_BLOCKS, block_of, require_block
 from utils.errors import UserError
-from utils.gradients import mean_gradients
+from utils.gradients import gradient_moments, mean_gradients
 from utils.preemption import PREEMPTION
 from utils.run import Run
 
@@ -122,12 +122,14 @@ class Rule:
     weights by training set, the configuration and the run's seed; returns what mask.json holds,
     {"tensors": {name: updated or not}, "criterion": the rule's name} and what else is worth
     keeping. sets: the tables of datasets.mixing.Data over which it needs gradients. blocks: blocks
-    that the network must have.
+    that the network must have. noise: it needs the gradients' noise too and is given, by training
+    set, utils.gradients.Moments instead.
     """
 
     choose: Callable[[list[str], Mapping[str, Gradients], Any, int], dict]
     sets: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
+    noise: bool = False
 
     def mask(self, model: nn.Module, run: Run) -> dict:
         """The mask of a pre-trained model; its `passes` are the images of the mean gradients.
@@ -135,11 +137,12 @@ class Rule:
         Raises UserError where none can be made.
         """
         names, gradients, images = parameter_names(model), {}, []
+        measure = gradient_moments if self.noise else mean_gradients
         for block in self.blocks:
             require_block(block, names, "the network")
         for name in self.sets:
             loader = run.data.loader(getattr(run.data, name), train=True)
-            gradients[name] = mean_gradients(
+            gradients[name] = measure(
                 model, counted(loader.epoch(0), images), bce, count=len(loader),
                 name=f"gradient, {name}", autocast=run.config.autocast, check=PREEMPTION.check,
             )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
 
 from models.finetune import freeze_all_but
 from models.lora import add_lora, merge_lora
+from models.masks import GIVEN
 from models.method import Method, fit_stage, pretrained
 from models.selection import (
     ADAPTERS,
@@ -74,12 +75,17 @@ class FineTuning(Method):
 
     @classmethod
     def finetune(cls, run: Run) -> Method:
-        model = cls.starting_model(run)
+        return cls.train_on(cls.starting_model(run), run)
+
+    @classmethod
+    def train_on(cls, model: nn.Module, run: Run) -> Method:
+        """The stage `finetune` on a given model, which is changed."""
         freeze_all_but(model, cls.select(model, run))
         return fit_stage(run, "finetune", lambda: cls(
             model, cls.recipe_of(run.config), options=run.options, autocast=run.config.autocast,
             compiled=run.config.compile, frozen_batch_norm=run.config.batch_norm == "freeze",
-        ), lambda: cls.batches(run), run.data.val)
+            **cls.arguments(run),
+        ), lambda: cls.batches(run), cls.validation(run))
 
 
 class ERMLonger(FineTuning):
@@ -123,15 +129,16 @@ class LoRA(FineTuning):
 
 
 def row(
-    training_set: str, start: str, tensors: Rule = ALL, paper_row: str | None = None, **more: Any
+    training_set: str, start: str | type[FineTuning], tensors: Rule = ALL,
+    paper_row: str | None = None, **more: Any,
 ) -> type[Method]:
     """One row of the comparison, a subclass of Method.
 
-    training_set: a table of datasets.mixing.Data. start: "initial" or "pretrained". more: further
-    class attributes. The synthetic images' labels are those of their prompts and nobody's
-    annotation.
+    training_set: a table of datasets.mixing.Data. start: "initial", "pretrained" or a subclass of
+    FineTuning, which starts there too. more: further class attributes. The synthetic images' labels
+    are those of their prompts and nobody's annotation.
     """
-    base = Method if start == "initial" else FineTuning
+    base = {"initial": Method, "pretrained": FineTuning}.get(start, start)
     sets = tuple(name for name in tensors.sets if name not in ("real", training_set))
     return type("Row", (base,), {
         "training_set": training_set, "tensors": tensors, "sets": sets, "blocks": tensors.blocks,
@@ -140,11 +147,13 @@ def row(
 
 
 def variant(
-    of: type[Method], overrides: Mapping[str, Any], paper_row: str | None = None
+    of: type[Method], overrides: Mapping[str, Any], paper_row: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> type[Method]:
-    """A row with other values of flags (utils.config)."""
+    """A row with other values of flags (utils.config), and of hyper-parameters (`given`)."""
     return type("Variant", (of,), {
-        "overrides": {**of.overrides, **overrides}, "paper_row": paper_row, "__doc__": of.__doc__,
+        "overrides": {**of.overrides, **overrides}, "given": {**of.given, **(given or {})},
+        "paper_row": paper_row, "__doc__": of.__doc__,
     })
 
 
@@ -173,6 +182,7 @@ STRATEGIES: dict[str, type[Method]] = {
     "full_finetuning": row(SYNTHETIC, "pretrained", ALL, "Full fine-tuning"),
     "lora": LoRA,
     "aim_fair": AIM_FAIR,
+    "given_mask": row(SYNTHETIC, "pretrained", GIVEN),
     # Table 4 and Figure 2
     **{f"random_{share}": row(SYNTHETIC, "pretrained", random_share(share / 100))
        for share in (40, 55, 70, 85)},
@@ -195,24 +205,4 @@ STRATEGIES: dict[str, type[Method]] = {
        for ratio in RATIOS},
     **{f"aim_fair_k{k}": variant(AIM_FAIR, {"top_k": float(k)}) for k in TOP_K},
     **{f"aim_fair_lr{rate}": variant(AIM_FAIR, {"finetune_lr": rate}) for rate in RATES},
-}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The row of several with the highest validation accuracy, averaged over the seeds."""
-
-    rows: tuple[str, ...]
-    paper_row: str | None = None
-
-
-CHOICES: dict[str, Choice] = {
-    "best_random": Choice(tuple(f"random_{share}" for share in (40, 55, 70, 85)),
-                          "Best random selection"),
-    "best_update": Choice(tuple(f"update_{block}" for block in RESNET_BLOCKS),
-                          "Best sub-tuning (update one block)"),
-    "best_freeze": Choice(tuple(f"freeze_{block}" for block in RESNET_BLOCKS),
-                          "Best sub-tuning (freeze one block)"),
-    "best_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[:3])),
-    "best_paper_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[3:])),
 }

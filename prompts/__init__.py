@@ -1,1 +1,1 @@
-"""Contextual prompts: the instruction, asking a language model for them, checking them."""
+"""Contextual prompts: the instruction to a language model, the request, and the checks."""

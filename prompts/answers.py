@@ -1,8 +1,8 @@
-"""The prompts in a language model's answer, whatever is written around them.
+"""Find the prompts in a language model's answer, whatever is written around them.
 
-Everything that could be the list is gathered: each list in each JSON value (also of a value that
-breaks off), all complete strings, a list in plain lines. The one with the most usable prompts is
-taken, so a draft, a note or a broken end never hides a good list.
+Every candidate for the list is collected: each list in each JSON value, even in one that is cut
+off; all complete strings; a list in plain lines. The candidate with the most usable prompts wins,
+so a draft, a note or a cut-off end does not hide a good list.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-MOST_VALUES = 500  # places where a JSON value may begin that are tried in one answer
-DEPTH = 2  # JSON within a JSON string within a JSON string
-# A complete string where a value may stand: not a key, and not the end of one within a sentence.
+MOST_VALUES = 500  # places in one answer at which a JSON value is tried
+DEPTH = 2  # JSON inside a string of JSON inside a string
+# A complete string in the place of a value: not a key, nor the end of a quotation in a sentence.
 _STRING = re.compile(r'[\[{,:\n]\s*("(?:[^"\\]|\\.){0,2000}")(?!\s*:)', re.S)
 _MARK = re.compile(r"^\s*(?:\W{0,4}(?:prompt )?#?\d{1,3}\W{1,4}|[-*\u2022])\s+", re.I)
 _QUOTES = " \t\"'`*_,;\u201c\u201d\u2018\u2019"
 
 
 def best_prompts(text: str, usable: Callable[[list[str]], int]) -> list[str]:
-    """The candidate with the most usable prompts; of equals the shortest, of these the last.
+    """The candidate with the most usable prompts; among equals the shortest, then the last.
 
-    `usable` counts the prompts of a candidate that would be taken. Where it finds none, the longest
-    list of texts in JSON is given, [] without one: what the model may have meant.
+    usable: counts the prompts of a candidate that would be accepted. Where no candidate has any,
+    the longest list of texts in JSON, which may be what the model meant, or [] without one.
     """
     best, rank = [], (1, -len(text))
     for texts in dict.fromkeys(map(tuple, candidates(text))):
@@ -36,7 +36,7 @@ def best_prompts(text: str, usable: Callable[[list[str]], int]) -> list[str]:
 
 
 def candidates(text: str, depth: int = DEPTH) -> Iterator[list[str]]:
-    """Every list of texts in an answer, blanks made single; those after </think> come last."""
+    """Every list of texts in an answer, with single spaces; those after </think> come last."""
     thoughts, mark, answer = text.rpartition("</think>")
     for part in (thoughts, answer) if mark else (text,):
         for texts in _candidates(part, depth):
@@ -47,12 +47,12 @@ def candidates(text: str, depth: int = DEPTH) -> Iterator[list[str]]:
 def _candidates(text: str, depth: int) -> Iterator[list[str]]:
     yield from _lines(text)
     strings = list(_complete(text))
-    yield strings  # of an array that breaks off, or of JSON with a mistake in it
+    yield strings  # of an array that is cut off, or of JSON with a mistake
     everything: list[str] = []
     for value in _values(text):
         yield from _lists(value)
         everything += [item for item in _walk(value) if isinstance(item, str)]
-    yield everything  # one object a line, or one list a group
+    yield everything  # one object per line, or one list per group
     if depth:
         for string in {*strings, *everything} - {text}:
             if "\n" in string.strip() or string.lstrip()[:1] in ("[", "{"):
@@ -60,14 +60,14 @@ def _candidates(text: str, depth: int) -> Iterator[list[str]]:
 
 
 def _complete(text: str) -> Iterator[str]:
-    """The JSON strings in a text that no value around them needs; a wrong escape leaves one out."""
+    """The complete JSON strings in a text, except those with a wrong escape."""
     for match in _STRING.finditer("\n" + text):
         with suppress(ValueError):
             yield json.loads(match[1], strict=False)
 
 
 def _values(text: str) -> Iterator[list | dict]:
-    """The JSON arrays and objects in a text, outermost first found, each once."""
+    """The outermost JSON arrays and objects in a text, in order."""
     decoder, position = json.JSONDecoder(strict=False), 0
     begin = re.compile(r"[\[{]")
     for _ in range(MOST_VALUES):
@@ -83,7 +83,7 @@ def _values(text: str) -> Iterator[list | dict]:
 
 
 def _walk(value) -> Iterator:
-    """A JSON value and all values within it, in order, without recursion."""
+    """A JSON value and all values inside it, in order, without recursion."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -105,10 +105,10 @@ def _lists(value) -> Iterator[list[str]]:
 
 
 def _lines(text: str) -> Iterator[list[str]]:
-    """The lines of a numbered or marked list, and all lines, without marks and quotes.
+    """All lines, and those of a numbered or bulleted list, without bullets and quotes.
 
-    A line that breaks off is left out: a quote begins in it and does not end, or it is the last and
-    ends in no mark, unlike the one before.
+    A line that is cut off is left out: it opens a quote and does not close it, or it is the last
+    and has no end mark, unlike the one before.
     """
     quotes = re.compile(r'(?<!\\)"')
     lines = [x for x in text.splitlines() if x.strip() and len(quotes.findall(x)) % 2 == 0]

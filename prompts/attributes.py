@@ -1,8 +1,8 @@
-"""Which value of an attribute a prompt names: the words of both values, negations read first.
+"""Which value of an attribute a prompt names: the words for both values, and negations.
 
-`names` words settle the value (a "woman" is female), `hints` words only contradict it ("her" in a
-prompt for a man is a fault, but a prompt must not leave the sex to a pronoun). A prompt of a cell
-must name its value and neither name nor hint at the other one.
+Words in `names` settle the value (a "woman" is female). Words in `hints` only contradict it: "her"
+is a fault in a prompt for a man, but a pronoun alone does not name the sex. The prompts of a group
+must name its value, and neither name nor hint at the other.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 
 class Words(NamedTuple):
-    """Regular expressions over lower-case text, whole words; index 0 and 1 are the values."""
+    """Regular expressions for whole words of lower-case text; index 0 and 1 are the values."""
 
     names: tuple[str, str]
     hints: tuple[str, str]
-    harmless: str  # phrases that hold such a word and say nothing of the person
-    # "not old" is young; but "not Asian" is not White, and "not frowning" is no smile
+    harmless: str  # phrases that have such a word but say nothing about the person
+    # "not old" is young; but "not Asian" is not White, and "not frowning" not a smile
     negation_flips: bool = True
 
 
@@ -46,7 +46,7 @@ _SEX_HARMLESS = (
 )
 _UNSMILING = r"un-?smiling(?:ly)?|nonsmiling|smileless"
 _LOOK = r"(?:expression|face|look|stare|gaze|mouth|countenance|air|mien)"
-# What faces without a smile are called; diffusion models follow these better than a negation.
+# Words for faces without a smile, which diffusion models follow better than a negation.
 _GRAVE = (
     r"frown\w*|scowl\w*|pout(?:ing|s)?|glower\w*|grimac\w*|sulk\w*|stern|sternly|stern-faced|solemn"
     r"|solemnly|serious|seriously|serious-faced|sullen|sullenly|grim|grimly|grim-faced|glum|grave"
@@ -85,7 +85,7 @@ WORDS = {
         ),
         ("", r"smirk\w*|cheerful\w*|tittering|snicker\w*"),
         r"(?:smile|laugh|laughter|frown)[- ]lines?"
-        # A sombre tie is no sombre face.
+        # A sombre tie is not a sombre face.
         r"|(?:somb(?:re|er)|serious|grave|severe|straight|firm|pressed)(?: [\w-]+)?"
         r" (?:tie|necktie|hat|cap|jacket|scarf|coat|suit|collar|dress|blouse|shirt|frames|glasses"
         r"|eyeglasses|spectacles|bun|bob|parting|fringe|bangs|hair|nose|eyebrows|brows|powder)",
@@ -105,7 +105,7 @@ WORDS = {
     "White": Words(
         (_OTHER_RACES, r"white|caucasian|european"),
         ("", ""),
-        # A colour joined to a feature is hair, beard or eyes, not the person.
+        # A colour with a feature is that of hair, beard or eyes, not of the person.
         r"(?:white|black)(?: and \w+)?(?:[- ]haired|-(?!skinned)\w+)|(?:white|black) hair",
         negation_flips=False,
     ),
@@ -135,17 +135,17 @@ _HEAD_ENDS = r"\b(?:with|who|whose|wearing|having|in|showing|featuring|against|s
 
 
 def plain_text(prompt: str) -> str:
-    """Lower case, straight apostrophes, single spaces and hyphens: what the expressions expect."""
+    """The prompt in lower case, with straight apostrophes, plain hyphens and single spaces."""
     text = prompt.lower().replace("\u2019", "'")
     text = re.sub(r"[\u2010-\u2013]", "-", text)
     return " ".join(text.split())
 
 
 def _before_noun(text: str) -> str:
-    """The words that describe the person: before the noun, and directly before any further one.
+    """The words that describe the person: before the noun, and right before any further one.
 
-    A race word counts only here, so "a woman with white hair" says nothing of her race. "female"
-    and "male" serve as the noun where no other one is there.
+    A race word counts only here, so "a woman with white hair" says nothing about her race. Without
+    another noun, "female" or "male" is the noun.
     """
     opening = re.split(_HEAD_ENDS, text, maxsplit=1)[0]
     noun = re.search(rf"\b(?:{_PERSON})\b", opening) or re.search(r"\b(?:fe)?males?\b", opening)
@@ -159,8 +159,8 @@ def _before_noun(text: str) -> str:
 def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[str]]]:
     """The values (0, 1) that `prompt` names, and every word found for each value, hints included.
 
-    `attribute` is a key of WORDS. Longer expressions win over shorter ones, a negation flips what
-    it negates ("without a smile" names Smiling = 0), a negated hint says nothing.
+    attribute: a key of WORDS. Longer expressions win over shorter ones, a negation flips what it
+    negates ("without a smile" names Smiling = 0), and a negated hint says nothing.
     """
     words = WORDS[attribute]
     text = re.sub(rf"\b(?:{words.harmless})\b", " ", plain_text(prompt))
@@ -172,7 +172,7 @@ def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[
         text = _before_noun(text)
     if attribute == "Young":
         for age in ages(prompt):
-            if age <= 35 or age >= 50:  # in between, Young could be either
+            if age <= 35 or age >= 50:  # in between, it may be either
                 named.add(int(age <= 35))
                 found[int(age <= 35)].append(f"age {age}")
         text = re.sub(r"\baged \d+", " ", text)
@@ -190,7 +190,7 @@ def values_named(attribute: str, prompt: str) -> tuple[set[int], dict[int, list[
 
 @functools.cache
 def _pattern(attribute: str) -> re.Pattern:
-    """A word of either value with what negates it; the last group is n0, n1, h0 or h1."""
+    """A word of either value, with its negation; the last match group is n0, n1, h0 or h1."""
     names, hints, *_ = WORDS[attribute]
     groups = {"n0": names[0], "n1": names[1], "h0": hints[0], "h1": hints[1]}
     body = "|".join(f"(?P<{name}>{expr})" for name, expr in groups.items() if expr)
@@ -198,8 +198,10 @@ def _pattern(attribute: str) -> re.Pattern:
 
 
 def negations(attribute: str, prompt: str) -> list[str]:
-    """The phrases that say the attribute by denying it: "not smiling", "unsmiling", "no longer
-    young", "non-White". Diffusion models draw what is named, denied or not."""
+    """The phrases that state the attribute by a negation: "not smiling", "unsmiling", "non-White".
+
+    Diffusion models draw what is named, negated or not.
+    """
     text = re.sub(rf"\b(?:{WORDS[attribute].harmless})\b", " ", plain_text(prompt))
     return [
         match[0]

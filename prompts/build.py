@@ -2,6 +2,11 @@
 
     OPENAI_API_KEY=... python -m prompts.build --target Smiling --protected Male --number 50 \
         --model gpt-4 [--head-poses] [--base-url URL] [--out FILE]
+    python -m prompts.build --target Glasses --target-words "wearing glasses" "bare-eyed" \
+        --protected Male --protected-words "a man" "a woman" --subject "Photo of a" --model gpt-4
+
+The second line is for attributes of your own: the words of 1, then those of 0. With --plain in
+place of --model it writes one prompt a cell from these words alone.
 
 Any endpoint that speaks OpenAI's chat completions will do, with response_format or without. Every
 answer is kept at once in <FILE>.partial; a start with the same settings resumes from there, and
@@ -11,15 +16,15 @@ is printed or stored.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 if not __package__:  # started by its path: python prompts/build.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from prompts import own
 from prompts.answers import best_prompts
 from prompts.check import (
     check_cells,
@@ -31,20 +36,19 @@ from prompts.check import (
 from prompts.coverage import missing_attributes
 from prompts.document import load_document
 from prompts.endpoint import Endpoint
+from prompts.flags import parse_arguments
 from prompts.instruction import (
-    ATTRIBUTES,
     STARTS_WITH,
     answer_format,
-    check_attributes,
     instruction,
     parse_set,
     set_name,
 )
+from prompts.own import words_of
 from prompts.variety import LIMITS, SMALLEST, shared_openings
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.metrics import CELLS
-from utils.options import ArgumentParser, path
 
 ROUNDS = 6  # requests per cell and start; a good model needs one or two
 
@@ -58,6 +62,7 @@ def judge(
     places left would no longer do for the ages still missing.
     """
     rules = {key: document[key] for key in ("dataset", "target", "protected", "starts_with")}
+    rules["words"] = words_of(document)
     number, _ = parse_set(document["set"])
     kept = list(document["cells"][f"{cell[0]}_{cell[1]}"])
     before = len(kept)
@@ -111,10 +116,15 @@ def request(document: dict, cell: tuple[int, int], complaint: str = "") -> str:
     start = document["starts_with"]
     number, head_poses = parse_set(document["set"])
     kept = document["cells"][f"{cell[0]}_{cell[1]}"]
-    parts = [
-        instruction(dataset, target, protected, cell, number - len(kept), head_poses, start),
-        answer_format(dataset, target, protected, cell, head_poses, start),
-    ]
+    if dataset == own.OWN:
+        given, words = ((target, protected), cell), words_of(document)
+        parts = [own.instruction(*given, number - len(kept), head_poses, start, words),
+                 own.answer_format(*given, head_poses, start, words)]
+    else:
+        parts = [
+            instruction(dataset, target, protected, cell, number - len(kept), head_poses, start),
+            answer_format(dataset, target, protected, cell, head_poses, start),
+        ]
     if kept:
         parts.append("These prompts are already there, write other ones:\n" + "\n".join(kept))
         if needs_ages(dataset, document["set"]) and (missing := empty_bands(kept)):
@@ -158,15 +168,20 @@ def fill_cell(
 
 
 def new_document(
-    dataset: str, target: str, protected: str, number: int, head_poses: bool, model: str
+    dataset: str, target: str, protected: str, number: int, head_poses: bool, model: str, *,
+    starts_with: str = STARTS_WITH, words: Mapping[str, own.Phrases] | None = None,
 ) -> dict:
-    """A prompt file's content with empty cells; its source holds each cell's first message."""
+    """A prompt file's content with empty cells; its source holds each cell's first message.
+
+    words: the user's phrases by attribute, of dataset "own".
+    """
     document = {
         "dataset": dataset,
         "target": target,
         "protected": protected,
         "set": set_name(number, head_poses),
-        "starts_with": STARTS_WITH,
+        "starts_with": starts_with,
+        **({"words": own.words_json(words or {})} if dataset == own.OWN else {}),
         "source": {"model": model, "date": date.today().isoformat(), "instruction": {}, "raw": []},
         "cells": {f"{y}_{a}": [] for y, a in CELLS},
     }
@@ -182,8 +197,8 @@ def resume(document: dict, partial: Path) -> None:
     before = load_document(partial)
     try:
         old, new = before["source"], document["source"]
-        settings = ("dataset", "target", "protected", "set", "starts_with")
-        other = [key for key in settings if before[key] != document[key]]
+        settings = ("dataset", "target", "protected", "set", "starts_with", "words")
+        other = [key for key in settings if before.get(key) != document.get(key)]
         other += [key for key in ("model", "instruction") if old[key] != new[key]]
         source = {key: old[key] for key in ("model", "date", "instruction", "raw")}
         answers = [(entry["cell"], entry["answer"]) for entry in source["raw"]]
@@ -233,60 +248,42 @@ def build(document: dict, out: Path, endpoint: Endpoint) -> None:
         print(f"{out}: {failure}", file=sys.stderr)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with --dataset and --out filled in."""
-    parser = ArgumentParser(
-        prog="python -m prompts.build", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--target", required=True, help="Smiling, Male, Young, Female or White")
-    parser.add_argument("--protected", required=True, help="another of these, of the same dataset")
-    parser.add_argument("--number", type=int, default=50, help="prompts per cell (default: 50)")
-    parser.add_argument(
-        "--head-poses", action="store_true", help="a head pose in every prompt (paper: CelebA only)"
-    )
-    parser.add_argument(
-        "--dataset", choices=tuple(ATTRIBUTES), help="default: the one with the target attribute"
-    )
-    parser.add_argument("--model", required=True, help="the model's name at the endpoint")
-    parser.add_argument("--base-url", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds per request")
-    parser.add_argument(
-        "--no-json-mode", action="store_true", help="never ask for response_format: it is given up "
-        "by itself where the endpoint fails or answers without use because of it",
-    )
-    parser.add_argument("--out", type=path, help="default: prompts/<Target>_<Protected>_<set>.json")
-    options = parser.parse_args(arguments)
-    if options.number < 1:
-        raise UserError(
-            f"--number {options.number} is below 1; ask for at least one prompt per cell"
-        )
-    if not options.timeout > 0:
-        raise UserError(f"--timeout {options.timeout:g} is not above 0; give it in seconds")
-    if options.dataset is None:
-        holding = [name for name, known in ATTRIBUTES.items() if options.target in known]
-        options.dataset = holding[0] if holding else "celeba"
-    check_attributes(options.dataset, options.target, options.protected)
-    if options.out is None:
-        name = (
-            f"{options.target}_{options.protected}_{set_name(options.number, options.head_poses)}"
-        )
-        options.out = Path(__file__).parent / f"{name}.json"
-    return options
+def plain_document(
+    dataset: str, target: str, protected: str, *, starts_with: str,
+    words: Mapping[str, own.Phrases],
+) -> dict:
+    """The plain set: one prompt a cell that says the two values and nothing else, of no model."""
+    document = new_document(dataset, target, protected, 1, False, "none", starts_with=starts_with,
+                            words=words)
+    document["set"], document["source"]["raw"] = "plain", []
+    for y, a in CELLS:
+        text = own.plain_prompt((target, protected), (y, a), starts_with, words)
+        document["cells"][f"{y}_{a}"] = [text]
+        document["source"]["instruction"][f"{y}_{a}"] = "the start and the words of both values"
+    return document
 
 
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = parse_arguments(arguments)
+    options = parse_arguments(arguments, __doc__.split("\n")[0])
     if options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; give it a file name, ending in .json")
     if options.out.exists():
         raise UserError(f"{options.out} exists; delete it or give --out another file")
+    given = (options.dataset, options.target, options.protected, options.number)
+    own_words = {"starts_with": options.subject, "words": options.words}
+    for phrase in own.denials(options.words):
+        print(f"warning: '{phrase}' says what is not there, and a diffusion model may draw it all "
+              "the same; words for what is seen in its place are safer", file=sys.stderr)
+    if options.plain:
+        write_json(options.out, plain_document(*given[:3], **own_words))
+        print(f"{options.out}: one prompt in each of the 4 cells")
+        return
     endpoint = Endpoint(
         options.model, options.base_url, options.timeout, structured=not options.no_json_mode
     )
-    given = (options.dataset, options.target, options.protected, options.number)
-    document = new_document(*given, options.head_poses, options.model)
+    document = new_document(*given, options.head_poses, options.model, **own_words)
     try:
         build(document, options.out, endpoint)
     except UserError as error:

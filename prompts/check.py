@@ -8,7 +8,8 @@ Failures are listed by prompt and the exit code is 1 if there are any. The rules
 - start     a prompt starts with the set's agreed words ("a" may go on as "an")
 - target    it names the target value of its cell and not the opposite one
 - protected the same for the protected attribute
-- negation  it says both by what is seen, not by a denial ("not smiling"; contextual sets)
+- negation  it says both by what is seen, not by a denial ("not smiling"; contextual sets; words of
+            your own, which the file holds under "words", are taken as they are)
 - unique    it is in the file once, whatever its capitals and punctuation
 - tokens    it fits the 77 tokens of CLIP's text encoder, start and end token included
 - pose      it names a head pose (sets with head_poses in their name)
@@ -24,15 +25,16 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 if not __package__:  # started by its path: python prompts/check.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prompts.attributes import HEAD_POSE, ages, negations, plain_text, values_named
+from prompts.attributes import HEAD_POSE, ages, negations, plain_text
 from prompts.document import Failure, check_fields, load_document
-from prompts.instruction import CLIP_TOKENS, STARTS_WITH, VALUES, parse_set
+from prompts.instruction import CLIP_TOKENS, STARTS_WITH, parse_set
+from prompts.own import Phrases, said, values_named, words_of
 from prompts.variety import PROFILE, broken_limits, measures, table
 from utils.errors import UserError, exit_cleanly, reason
 from utils.metrics import CELLS
@@ -85,21 +87,19 @@ def tokenizer_count(folder: str | Path) -> Callable[[str], int]:
     return lambda prompt: len(tokenizer(prompt)["input_ids"])
 
 
-def _attribute_failures(rule: str, attribute: str, value: int, prompt: str) -> list[Failure]:
-    named, found = values_named(attribute, prompt)
+def _attribute_failures(
+    rule: str, attribute: str, value: int, prompt: str, words: Mapping[str, Phrases]
+) -> list[Failure]:
+    named, found = values_named(attribute, prompt, words)
     failures = []
     if value not in named:
         failures.append(
-            Failure(rule, f"does not name {attribute}={value} ({_words(attribute, value)})")
+            Failure(rule, f"does not name {attribute}={value} ({said(attribute, value, words)})")
         )
     if found[1 - value]:
         listed = ", ".join(f'"{word}"' for word in dict.fromkeys(found[1 - value]))
         failures.append(Failure(rule, f"{listed} says {attribute}={1 - value}, not {value}"))
     return failures
-
-
-def _words(attribute: str, value: int) -> str:
-    return VALUES[attribute][value].split(" (")[0]
 
 
 def check_prompt(
@@ -111,17 +111,22 @@ def check_prompt(
     cell: tuple[int, int],
     set_name: str,
     starts_with: str = STARTS_WITH,
+    words: Mapping[str, Phrases] | None = None,
     count_tokens: Callable[[str], int] = estimate_tokens,
 ) -> list[Failure]:
-    """The rules that one prompt of cell (y, a) breaks by itself (without uniqueness and spread)."""
+    """The rules that one prompt of cell (y, a) breaks by itself (without uniqueness and spread).
+
+    words: the user's phrases by attribute, which may say what they like in the way of a denial.
+    """
+    words = words or {}
     _, head_poses = parse_set(set_name)
     failures = []
     if not re.match(re.escape(starts_with) + r"n?\s", prompt):
         failures.append(Failure("start", f'does not start with "{starts_with}"'))
-    failures += _attribute_failures("target", target, cell[0], prompt)
-    failures += _attribute_failures("protected", protected, cell[1], prompt)
+    failures += _attribute_failures("target", target, cell[0], prompt, words)
+    failures += _attribute_failures("protected", protected, cell[1], prompt, words)
     if set_name != "plain":
-        for attribute in (target, protected):
+        for attribute in (name for name in (target, protected) if name not in words):
             if denied := negations(attribute, prompt):
                 listed = ", ".join(f'"{phrase}"' for phrase in denied)
                 failures.append(Failure("negation", f"{listed} is a denial; say what is seen"))
@@ -163,6 +168,7 @@ def check_cells(
         return failures
     number, _ = parse_set(document["set"])
     rules = {key: document[key] for key in ("dataset", "target", "protected", "starts_with")}
+    rules["words"] = words_of(document)
     first_seen: dict[str, str] = {}
     for y, a in CELLS:
         cell, prompts = f"{y}_{a}", document["cells"][f"{y}_{a}"]

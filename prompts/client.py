@@ -1,4 +1,4 @@
-"""The openai client, in an environment that may hold proxies and certificates it cannot use."""
+"""Make an openai client, and name the proxy or certificate setting that prevents it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ REMEDIES = {
 
 
 def make_client(**settings) -> openai.OpenAI:
-    """openai.OpenAI(**settings); UserError naming the environment variable that prevents it.
+    """openai.OpenAI(**settings). Raises UserError naming the environment variable that prevents it.
 
-    The variable is found by leaving out all and putting back each that does no harm. Proxies and
-    headers are not quoted: they may hold a password.
+    The variable is found by unsetting all of them and restoring those that do no harm. Proxies and
+    headers are not quoted, as they may hold a password.
     """
     for name in HEADERS:
         if not re.fullmatch(r"[ -~\n\t]*" if name.endswith("HEADERS") else r"[ -~]*",
                             os.environ.get(name, "")):  # fmt: skip
-            raise UserError(f"{name} holds characters that no header can; {REMEDIES[name]}")
+            raise UserError(f"{name} holds characters that a header cannot have; {REMEDIES[name]}")
     try:
         return openai.OpenAI(**settings)
     except Exception as error:  # noqa: BLE001 - httpx, ssl and the file system raise their own
         names = [name for known in (*PROXIES, *FILES) for name in (known, known.lower())]
         present = [name for name in names if name in os.environ]
         guilty = present if _works_without(present, settings) else []
-        for name in present:  # put back what does no harm
+        for name in present:  # restore what does no harm
             if _works_without(others := [other for other in guilty if other != name], settings):
                 guilty = others
         if not guilty:

@@ -1,6 +1,7 @@
-"""How a prompt may name each attribute of the paper's list for CelebA, and which a set never names.
+"""Which attributes of the paper's list for CelebA a prompt set never names.
 
-Keys are the words of CELEBA_OTHERS; the expressions are read in lower case, whole words.
+NAMED_BY has a regular expression for each attribute of CELEBA_OTHERS, matched against whole words
+in lower case.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NAMED_BY = {
     "big lips": r"(?:big|full|fuller|plump|large|thick|generous)(?:,? \w+)? lips|full-lipped",
     "big nose": r"(?:big|large|broad|wide|prominent|bulbous|strong)(?:,? \w+)? nose",
     "black hair": rf"(?:\w+-)?black{_HAIR}|raven(?:-haired| hair| curls| locks)",
-    # the picture, not what lies behind the person
+    # the picture, not the background
     "blurry": r"blurry|(?:slightly|faintly) blurred|motion blur|soft[- ]focus",
     "brown hair": rf"(?:\w+-)?(?:brown|chestnut|brunette){_HAIR}|brunette",
     "bushy eyebrows": rf"(?:bushy|thick|heavy|shaggy|dense) {_BROWS}",
@@ -69,7 +70,7 @@ NAMED_BY = {
     "wearing necktie": r"neckties?|(?:bow[- ]?|knit )?tie",
     "young": WORDS["Young"].names[1],
 }
-# Asked of the cells of that sex alone, where the cells have one: value of Male -> attributes.
+# Expected in the groups of one sex only: value of Male -> attributes.
 OF_ONE_SEX = {
     1: {
         "5 o'clock shadow", "bald", "goatee", "moustache", "no beard", "receding hairline",
@@ -82,11 +83,10 @@ OF_ONE_SEX = {
 def missing_attributes(
     target: str, protected: str, cells: Mapping[tuple[int, int], Sequence[str]]
 ) -> list[str]:
-    """The attributes of CELEBA_OTHERS that no prompt of the cells (y, a) names.
+    """The attributes of CELEBA_OTHERS, other than target and protected, that no prompt names.
 
-    Target and protected attribute are left out, and where Male is one of them, an attribute that
-    fits one sex is looked for in the cells of that sex; it is missing only where there is such a
-    cell.
+    cells: {(y, a): prompts}. Where Male is the target or the protected attribute, an attribute of
+    OF_ONE_SEX is looked for in the groups of that sex, and only if there are any.
     """
     place = {target: 0, protected: 1}.get("Male")
     missing = []

@@ -1,4 +1,4 @@
-"""A prompt file as JSON: reading it, the fields it must have, and what a broken rule is called."""
+"""Read a prompt file, and check that it has the fields that the other rules need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prompts.instruction import ATTRIBUTES, STARTS_WITH, parse_set
+from prompts.own import OWN, broken_words
 from utils.errors import UserError
 from utils.metrics import CELLS
 
@@ -15,7 +16,9 @@ AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo 
 
 
 class Failure(NamedTuple):
-    """One broken rule; `cell` and `number` (from 1) are None where it is the file's or a cell's."""
+    """One broken rule. cell: the group, such as "0_1", None where the whole file is at fault.
+    number: the prompt's, from 1, None where the whole group is.
+    """
 
     rule: str
     message: str
@@ -24,35 +27,39 @@ class Failure(NamedTuple):
     prompt: str | None = None
 
     def __str__(self) -> str:
-        where = "" if self.cell is None else f"cell {self.cell} "
+        where = "" if self.cell is None else f"group {self.cell} "
         where += "" if self.number is None else f"prompt {self.number} "
         text = "" if self.prompt is None else f': "{self.prompt}"'
         return f"{where}[{self.rule}] {self.message}{text}"
 
 
 def check_fields(document: dict) -> list[Failure]:
-    """Failures that make the other rules meaningless: fields, set name and cells."""
+    """Failures that make the other rules pointless: of fields, set name or groups."""
     if not isinstance(document, dict):
-        return [Failure("file", "is no JSON object")]
+        return [Failure("file", "is not a JSON object")]
     failures = []
     for key in ("dataset", "target", "protected", "set", "starts_with"):
         if not isinstance(document.get(key), str):
-            failures.append(Failure("file", f'has no text under "{key}"'))
+            failures.append(Failure("file", f'"{key}" is missing or not a text'))
     if failures:
         return failures
-    known = ATTRIBUTES.get(document["dataset"])
-    if known is None:
-        return [Failure("file", f'"dataset" is none of {", ".join(ATTRIBUTES)}')]
+    own, known = document["dataset"] == OWN, ATTRIBUTES.get(document["dataset"])
+    if known is None and not own:
+        return [Failure("file", f'"dataset" is none of {", ".join((*ATTRIBUTES, OWN))}')]
     for key in ("target", "protected"):
-        if document[key] not in known:
+        if not own and document[key] not in known:
             failures.append(Failure("file", f'"{key}" is none of {", ".join(known)}'))
+    if own:
+        failures += [Failure("file", line) for line in broken_words(document)]
     if document["target"] == document["protected"]:
         failures.append(Failure("file", '"target" and "protected" are the same attribute'))
     if parse_set(document["set"]) is None:
         failures.append(
             Failure("file", '"set" is none of plain, contextual_<n>, contextual_head_poses_<n>')
         )
-    if document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
+    if own and not document["starts_with"].strip():
+        failures.append(Failure("file", '"starts_with" is empty'))
+    elif not own and document["starts_with"] not in AGREED_STARTS[document["dataset"]]:
         agreed = " or ".join(f'"{words}"' for words in AGREED_STARTS[document["dataset"]])
         failures.append(Failure("file", f'"starts_with" is not {agreed}'))
     source = document.get("source")
@@ -64,28 +71,26 @@ def check_fields(document: dict) -> list[Failure]:
         failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
     else:
         failures += [
-            Failure("cells", "must be a list of texts", cell)
-            for cell, prompts in cells.items()
+            Failure("cells", "must be a list of texts", group)
+            for group, prompts in cells.items()
             if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
         ]
     return failures
 
 
 def load_document(path: str | Path) -> dict:
-    """The JSON of a prompt file; a missing, unreadable or broken one raises UserError."""
+    """The JSON of a prompt file. Raises UserError where it is missing, unreadable or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors' mark
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors add a mark
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; name a prompt file, such as those in prompts/"
+            f"{path} does not exist; give a prompt file, such as those in prompts/"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); change it to UTF-8") from None
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); name a prompt file"
+            f"{path} cannot be read ({error.strerror or error}); give a prompt file"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be read; mend or rebuild it") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend or rebuild it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); correct or rebuild it") from None

@@ -1,4 +1,4 @@
-"""The instruction that asks a language model for the prompts of one cell.
+"""The instruction that asks a language model for the prompts of one group.
 
 Source: AIM-Fair, section 3: "{Task}, {Number of Prompts}, {Target Attribute}, {Protected
 Attribute}, {Other Detailed Descriptions}, and {Prompt Format}"; the wording of each part is that of
@@ -12,9 +12,9 @@ import re
 from utils.errors import UserError
 
 STARTS_WITH = "Portrait face photo of a"
-CLIP_TOKENS = 77  # the text encoder's context, start and end token included
+CLIP_TOKENS = 77  # the text encoder's limit, with start and end token
 
-# How the value 0 and the value 1 of an attribute are put to the language model.
+# How an attribute's values 0 and 1 are worded for the language model.
 VALUES = {
     "Smiling": ("not smiling", "smiling"),
     "Male": ("female", "male"),
@@ -23,7 +23,7 @@ VALUES = {
     # UTKFace's other classes; the supplement does not say how p = 0 was worded.
     "White": ("non-White (Black, Asian, Indian or of another ethnicity)", "White"),
 }
-# How a prompt is to say them, without a denial: what a picture of the value shows.
+# How a prompt is to say them, without a negation: what a picture of the value shows.
 SEEN = VALUES | {
     "Smiling": ("serious, frowning, pensive or of a neutral expression", "smiling"),
     "Young": ("old or elderly", "young"),
@@ -90,7 +90,7 @@ def check_attributes(dataset: str, target: str, protected: str) -> None:
         if attribute not in known:
             raise UserError(
                 f"{flag} {attribute} has no wording for {dataset}; choose one of "
-                f"{', '.join(known)}, or add it to prompts/instruction.py and prompts/attributes.py"
+                f"{', '.join(known)}, or give words of your own with {flag}-words"
             )
     if target == protected:
         raise UserError(f"--target and --protected are both {target}; choose two attributes")
@@ -99,9 +99,9 @@ def check_attributes(dataset: str, target: str, protected: str) -> None:
 def other_descriptions(dataset: str, target: str, protected: str, head_poses: bool) -> str:
     """The part {Other Detailed Descriptions}: other attributes, or ages, and head poses.
 
-    "young" leaves CelebA's list where it is the target or the protected attribute: there it would
-    contradict the cell of the old. The supplement has the sentence on head poses for CelebA only;
-    with head_poses it is used for UTKFace too.
+    CelebA's list goes without "young" where that is the target or the protected attribute, as it
+    would contradict the groups of old people. The supplement has the sentence on head poses for
+    CelebA only; head_poses adds it for UTKFace, too.
     """
     if dataset == "celeba":
         taken = {target.lower(), protected.lower()}
@@ -124,10 +124,10 @@ def instruction(
     head_poses: bool = False,
     starts_with: str = STARTS_WITH,
 ) -> str:
-    """The paper's instruction for one cell (y, a), put together from its parts.
+    """The paper's instruction for one group (y, a), put together from its parts.
 
-    `dataset` is "celeba" or "utkface"; target and protected are names in ATTRIBUTES[dataset].
-    Raises UserError for an unknown attribute.
+    dataset: "celeba" or "utkface". target, protected: names in ATTRIBUTES[dataset]. Raises
+    UserError for an unknown attribute.
     """
     check_attributes(dataset, target, protected)
     task = "diverse text prompts for human face attributes that always include"
@@ -150,9 +150,9 @@ def answer_format(
     head_poses: bool,
     starts_with: str = STARTS_WITH,
 ) -> str:
-    """What prompts/check.py will hold the answer to, said to the model; not in the paper.
+    """The rules of prompts/check.py in words for the model; not in the paper.
 
-    Variety is asked for here as well: without it a model fills one pattern with other words.
+    They also ask for variety, without which a model fills one pattern with other words.
     """
     values = [
         f"{SEEN[attribute][value]} (never as {VALUES[attribute][1 - value]})"
@@ -189,12 +189,12 @@ def answer_format(
 
 
 def set_name(number: int, head_poses: bool) -> str:
-    """A contextual set's name: contextual_<number> or contextual_head_poses_<number>."""
+    """The name of a contextual set: contextual_<number> or contextual_head_poses_<number>."""
     return f"contextual_head_poses_{number}" if head_poses else f"contextual_{number}"
 
 
 def parse_set(name: str) -> tuple[int, bool] | None:
-    """(prompts per cell, whether each names a head pose) of a set's name, None if it is no name."""
+    """(prompts per group, whether each names a head pose) from a set's name, else None."""
     if name == "plain":
         return 1, False
     match = re.fullmatch(r"contextual_(head_poses_)?([1-9]\d*)", name)

@@ -1,8 +1,8 @@
-"""How varied a prompt set is: openings, words that cells share, attributes, poses; with limits.
+"""How varied a prompt set is: openings, words that groups share, attributes, poses; with limits.
 
-A set whose cells differ only in the target's word teaches a generator little else, and one that
-repeats ten openings or 25 poses in a fixed order is a small set written long. The limits hold for
-contextual sets of at least SMALLEST prompts per cell.
+Where groups differ only in the target's word, the images vary in little else; and ten openings, or
+25 poses in a fixed order, over and over are a small set in a large file. The limits apply to
+contextual sets of at least SMALLEST prompts per group.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from prompts.coverage import HEADWEAR, missing_attributes
 from prompts.instruction import parse_set
 from utils.metrics import CELLS
 
-SMALLEST = 10  # prompts per cell below which shares say nothing
-COVERING = 25  # prompts per cell from which every attribute of the list is expected once
+SMALLEST = 10  # prompts per group; with fewer, shares say nothing
+COVERING = 25  # prompts per group; from here on every attribute of the list is expected
 OPENING_WORDS = 3
 LIMITS = {  # the largest value that passes
     "openings": 0.5,
@@ -40,7 +40,7 @@ _POSE_WORDS = re.compile(
     r"|drop|level|straight|front|up|down|left|right|back|forward|ahead|away|over|side|shoulder|chin"
     r"|camera|quarter)\w*"
 )
-CUES = {  # shares that people read; no limit
+CUES = {  # shares for information, without a limit
     "skin": r"skin\w*|\w+-skinned|complexion|freckle[sd]?|wrinkle[sd]?|blemish\w*|acne|pores?"
     r"|moles?|birthmark|tan|tanned|sunburn\w*|scar|weathered|crow's feet|age spots|blush\w*|tone",
     "hair texture": r"curl\w*|wav[ey]\w*|coil\w*|coily|kinky|frizz\w*|wisp\w*|coarse|silky|sleek"
@@ -63,14 +63,16 @@ def shared_openings(prompts: Sequence[str], starts_with: str) -> int:
 
 
 def content_words(prompt: str) -> set[str]:
-    """The words of a prompt that say something, in lower case."""
+    """The content words of a prompt, in lower case."""
     return set(re.findall(r"[^\W\d_]+(?:'[a-z]+)?", plain_text(prompt))) - _STOP
 
 
 def overlap(first: Sequence[str], second: Sequence[str]) -> tuple[float, float]:
-    """Shared content words of two cells, mean Jaccard: of prompt i with prompt i, and of each
-    prompt of `first` with the one of `second` that shares most."""
-    words, others = ([content_words(prompt) for prompt in cell] for cell in (first, second))
+    """Mean Jaccard index of the content words of two groups' prompts, in [0, 1].
+
+    Two ways: prompt i with prompt i, and each prompt of `first` with the nearest of `second`.
+    """
+    words, others = ([content_words(prompt) for prompt in group] for group in (first, second))
     table = [[len(a & b) / max(1, len(a | b)) for b in others] for a in words]
     paired = [row[i] for i, row in enumerate(table) if i < len(row)]
     best = [max(row, default=0.0) for row in table]
@@ -78,14 +80,16 @@ def overlap(first: Sequence[str], second: Sequence[str]) -> tuple[float, float]:
 
 
 def pose(prompt: str) -> str:
-    """The words of direction in the clauses that name a head pose."""
+    """The words of direction in those clauses of a prompt that name a head pose."""
     clauses = [c for c in re.split(r"[,;]", plain_text(prompt)) if HEAD_POSE.search(c)]
     return " ".join(word for clause in clauses for word in _POSE_WORDS.findall(clause))
 
 
 def cycle(poses: Sequence[str], longest: int) -> tuple[float, int]:
-    """(share, period): the largest share of poses that return after a fixed number of prompts,
-    up to `longest`."""
+    """(share, period): the largest share of poses that recur after `period` prompts, in [0, 1].
+
+    period: at most `longest`.
+    """
     shares = [(0.0, 0)]
     for period in range(1, min(longest, len(poses) - 1) + 1):
         same = sum(a == b for a, b in zip(poses, poses[period:]))
@@ -94,21 +98,19 @@ def cycle(poses: Sequence[str], longest: int) -> tuple[float, int]:
 
 
 def measures(document: Mapping) -> dict[str, float]:
-    """Name -> value for one prompt file: shares from 0 to 1, counts of prompts or attributes."""
+    """{name: value} of one prompt file: shares in [0, 1], and counts of prompts or attributes."""
     number, head_poses = parse_set(document["set"])
     cells = {(y, a): document["cells"][f"{y}_{a}"] for y, a in CELLS}
-    prompts = [prompt for cell in cells.values() for prompt in cell]
+    prompts = [prompt for group in cells.values() for prompt in group]
     pairs = [overlap(cells[0, a], cells[1, a]) for a in (0, 1)]
     start = document["starts_with"]
-    shared = [shared_openings(cell, start) / max(1, len(cell)) for cell in cells.values()]
+    known = {document["target"], document["protected"]} - set(document.get("words", {}))
+    shared = [shared_openings(group, start) / max(1, len(group)) for group in cells.values()]
     found = {
         "openings": max(shared),
         "overlap": max(paired for paired, _ in pairs),
         "best_overlap": max(best for _, best in pairs),
-        "negations": sum(
-            bool(negations(document["target"], p) + negations(document["protected"], p))
-            for p in prompts
-        ),
+        "negations": sum(any(negations(name, p) for name in known) for p in prompts),
         "words": len(set().union(*map(content_words, prompts))),
     }
     if document["dataset"] == "celeba":
@@ -125,7 +127,7 @@ def measures(document: Mapping) -> dict[str, float]:
 
 
 def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
-    """(rule, message, cell or None) for each limit that a contextual set breaks as a whole."""
+    """(rule, message, group or None) for each limit that a contextual set exceeds."""
     number, head_poses = parse_set(document["set"])
     if document["set"] == "plain" or number < SMALLEST:
         return []
@@ -146,8 +148,8 @@ def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
                 which = "the same number" if name == "overlap" else "the nearest prompt"
                 broken.append((
                     "overlap",
-                    f"prompts share {value:.0%} of their words with {which} in cell 1_{a}; at most "
-                    f"{LIMITS[name]:.0%} may be shared",
+                    f"prompts share {value:.0%} of their words with {which} in group 1_{a}; at "
+                    f"most {LIMITS[name]:.0%} may be shared",
                     f"0_{a}",
                 ))  # fmt: skip
     if document["dataset"] == "celeba" and number >= COVERING:
@@ -155,10 +157,10 @@ def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
         if missing:
             broken.append(("coverage", f"no prompt names: {', '.join(missing)}", None))
     if head_poses:
-        share, period = cycle([pose(p) for cell in cells.values() for p in cell], number)
+        share, period = cycle([pose(p) for group in cells.values() for p in group], number)
         if share > LIMITS["cycle"]:
             broken.append((
-                "cycle", f"{share:.0%} of the head poses return after {period} prompts; vary their "
+                "cycle", f"{share:.0%} of the head poses recur after {period} prompts; vary their "
                 f"order and wording (at most {LIMITS['cycle']:.0%})", None,
             ))  # fmt: skip
     return broken
@@ -171,15 +173,15 @@ COLUMNS = (
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The measures of several files as text, a line a file; - where one does not apply."""
+    """The measures of several files as text, one line per file; - where one does not apply."""
     shares = {"openings", "overlap", "best_overlap", "cycle", *CUES}
     width = max(map(len, rows), default=0)
     lines = [" " * width + "".join(f"{name.replace('_', ' '):>14}" for name in COLUMNS)]
     for name, values in rows.items():
-        cells = [
+        entries = [
             "-" if column not in values
             else f"{values[column]:.0%}" if column in shares else f"{values[column]:.0f}"
             for column in COLUMNS
         ]  # fmt: skip
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{name:<{width}}" + "".join(f"{entry:>14}" for entry in entries))
     return "\n".join(lines)

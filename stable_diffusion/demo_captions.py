@@ -1,8 +1,8 @@
 """Captions and tokenizer of the demo text-to-image model.
 
-A caption says what an image's labels say, in the wording of the committed contextual prompts, plus
-phrases that the labels know nothing about (hair, glasses, head pose). The model thus learns which
-words matter and to let the others pass, and contextual prompts are in its language.
+A caption states an image's labels in the wording of the committed contextual prompts, and adds
+phrases that no label covers (hair, glasses, head pose). So the model learns which words matter and
+which do not, and contextual prompts are written in its language.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from prompts.attributes import values_named
-from utils.errors import UserError
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 ATTRIBUTES = ("Smiling", "Male", "Young")
@@ -27,12 +26,12 @@ NOUNS = {
     (1, 0): ("old man", "elderly man", "older male", "senior man", "older gentleman"),
     (0, 1): ("woman", "female", "lady", "female person"),
     (0, 0): ("old woman", "elderly woman", "older female", "senior woman", "older lady"),
-}  # (Male, Young) -> nouns; the young ones get their adjective half of the time
+}  # (Male, Young) -> nouns; half of the young ones get the adjective
 SMILE = (
     "smiling {}", "{} with a smile", "{} with a bright smile", "{} smiling warmly", "grinning {}",
     "laughing {}", "beaming {}", "{} with a wide grin", "cheerful {}, smiling",
 )
-# What is seen, not what is missing: diffusion models follow negations badly.
+# What can be seen, not what is missing: diffusion models do not follow negations.
 NO_SMILE = (
     "{} with a neutral expression", "serious {}", "frowning {}", "stern {}", "solemn {}",
     "pensive {}", "stoic {}", "expressionless {}", "grave {}", "sullen {}", "scowling {}",
@@ -56,21 +55,18 @@ class Captions:
     def __init__(self, folder: Path = PROMPTS):
         self.prompts: list[str] = []
         for target, protected in PAIRS:
-            files = sorted(folder.glob(f"{target}_{protected}_*.json"))
-            if not files:
-                raise UserError(f"no prompt files {target}_{protected}_*.json in {folder}")
-            for path in files:
+            for path in sorted(folder.glob(f"{target}_{protected}_*.json")):
                 cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-                self.prompts += [prompt for cell in cells.values() for prompt in cell]
+                self.prompts += [prompt for group in cells.values() for prompt in group]
         self.prompts = sorted(set(self.prompts))
-        # A prompt of Smiling/Young may say "man": it is a caption only of faces it does not belie.
+        # A prompt of Smiling/Young may say "man", so it is a caption only of faces that it fits.
         self.fitting = {
             labels: [p for p in self.prompts if not _contradicts(p, labels)]
             for labels in itertools.product((0, 1), repeat=3)
         }
 
     def draw(self, smiling: int, male: int, young: int, rng: np.random.Generator) -> str:
-        """One caption: half of the time a committed prompt that fits the labels, else a new one."""
+        """One caption: with chance 1/2 a committed prompt that fits the labels, else a new one."""
         if rng.random() < 0.5:
             fitting = self.fitting[smiling, male, young]
             return fitting[rng.integers(len(fitting))]
@@ -94,7 +90,7 @@ def _contradicts(prompt: str, labels: tuple[int, int, int]) -> bool:
 
 
 def train_tokenizer(captions: Captions):
-    """A CLIPTokenizer whose byte-level BPE was learned on the prompts and composed captions."""
+    """A CLIPTokenizer whose byte-level BPE is learned from the prompts and from drawn captions."""
     from tokenizers import pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 

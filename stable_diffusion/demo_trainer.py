@@ -8,26 +8,25 @@ from copy import deepcopy
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from utils.errors import UserError
 from utils.files import atomic_path
+from utils.progress import progress
 
 
 class Trainer:
     """AdamW with warm-up and cosine decay, an exponential average and checkpoints.
 
-    `loss(modules, rows, generator)` is the mean loss of one batch of training rows. The length of
-    the schedule is `steps`; the data order and all noise follow from the step alone, so a resumed
-    training sees what an unbroken one would have seen. `cells` says which cell a row belongs to:
-    every cell is drawn equally often, or the few unsmiling women would hardly be learned.
+    loss(modules, rows, generator): mean loss of one batch of training rows. steps: length of the
+    schedule. groups: int [N], each row's group; all are drawn equally often, else the model would
+    hardly learn the few unsmiling women. Data order and noise depend on the step alone, so a
+    resumed training sees what an unbroken one would have seen.
     """
 
-    def __init__(self, folder, modules, loss, *, cells, batch, steps, lr, average, device):
+    def __init__(self, folder, modules, loss, *, groups, batch, steps, lr, average, device):
         self.path = folder / "checkpoint.pt"
         self.modules, self.loss, self.device = modules.to(device), loss, device
         self.batch, self.steps, self.lr = batch, steps, lr
-        self.cells = [torch.from_numpy(np.flatnonzero(cells == c)) for c in np.unique(cells)]
+        self.groups = [torch.from_numpy(np.flatnonzero(groups == g)) for g in np.unique(groups)]
         self.decay = average
         self.average = deepcopy(modules).requires_grad_(False).to(device)
         self.optimizer = torch.optim.AdamW(
@@ -50,14 +49,14 @@ class Trainer:
             torch.save(state, temporary)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """Rows int64 [batch]: a cell uniformly, then one of its rows."""
-        cells = torch.randint(len(self.cells), (self.batch,), generator=generator).tolist()
+        """Rows int64 [batch]: a group uniformly, then one of its rows."""
+        groups = torch.randint(len(self.groups), (self.batch,), generator=generator).tolist()
         place = torch.rand(self.batch, generator=generator).tolist()
-        drawn = [self.cells[c][int(u * len(self.cells[c]))] for c, u in zip(cells, place)]
+        drawn = [self.groups[g][int(u * len(self.groups[g]))] for g, u in zip(groups, place)]
         return torch.stack(drawn)
 
     def run(self, name: str, bf16: bool, after_checkpoint) -> None:
-        bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", mininterval=5)
+        bar = progress(total=self.steps, initial=self.step, desc=name, unit="step", mininterval=5)
         saved, running = time.monotonic(), None
         for step in range(self.step, self.steps):
             warm = min(1.0, (step + 1) / 200)
@@ -80,7 +79,7 @@ class Trainer:
             self.step = step + 1
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise UserError(f"{name}: the loss became {value} at step {step}; lower its rate")
+                raise FloatingPointError(f"{name}: the loss became {value} at step {step}")
             running = value if running is None else 0.98 * running + 0.02 * value
             bar.update(1)
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)

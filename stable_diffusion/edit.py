@@ -6,15 +6,16 @@
     python train.py --methods diga --edits data/edits_demo ...
 
 The paper (Zhang et al., CVPR 2024) edits with a StyleGAN2 trained on the biased set, inverted by
-e4e, along a direction that it finds without group labels. This editor uses the text-to-image model
-at hand, image to image (SDEdit): an image is noised to a random degree, the strength, and denoised
-with a prompt that says the image's own target label and a protected value drawn at random. The
-image's protected label is not read, but the prompts name the spurious attribute.
+e4e, along a direction found without group labels. This editor uses a text-to-image model, image to
+image (SDEdit): an image is noised to a random degree, the strength, and denoised under a prompt for
+the image's own target label and a protected value: half of an image's edits show each. The image's
+protected label is never read, but the prompts do name the spurious attribute.
 
-Writes <out>/manifest.csv first (path, source, degree, prompt, seed, model, settings), then
-<out>/images/*.png. Interrupted? Rerun the same command to resume; several processes (torchrun,
-SLURM, --shard i/n) share the work as those of generate.py do. On average an edit costs (LOW +
-HIGH) / 2 of an image of generate.py.
+Writes <out>/manifest.csv first (path, source, protected, degree, prompt, seed, model, settings),
+then <out>/images/*.png. An edit costs (LOW + HIGH) / 2 of an image of generate.py on average.
+
+Interrupted; rerun the same command to resume. Several processes (torchrun, SLURM, --shard i/n)
+share the work as those of generate.py do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from pathlib import Path, PurePosixPath
 if not __package__:  # started by its path: python stable_diffusion/edit.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm
 
 from stable_diffusion import generate, manifest
 from stable_diffusion.prompt_set import PromptSet, read_prompts
@@ -39,24 +39,26 @@ from stable_diffusion.shares import share
 from utils.errors import UserError, exit_cleanly, is_systems
 from utils.files import write_atomic
 from utils.options import ArgumentParser, path
+from utils.progress import progress
 
-COLUMNS = ("path", "source", "degree", "prompt", "seed", "model", "settings")
-MINIMUM = 2  # edits an image: DiGA learns from pairs
+COLUMNS = ("path", "source", "protected", "degree", "prompt", "seed", "model", "settings")
+MINIMUM = 2  # edits per image: DiGA learns from pairs of opposite protected values
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One image to be made: `noised` of the sampler's steps are run, from the source's latents."""
+    """One edit to be made: the source's latents, noised, go through the last `noised` steps."""
 
     path: str  # relative to the manifest
     source: str  # relative to --images
+    protected: int  # the value, 0 or 1, that the prompt says
     prompt: str
     seed: int
     noised: int
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags of the command; the sampler's are those of generate.py."""
+    """Flags of the command; the sampler flags are those of generate.py."""
     parser = ArgumentParser(
         prog="python -m stable_diffusion.edit", description=__doc__.split("\n")[0],
         allow_abbrev=False,
@@ -67,18 +69,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--prompts", required=True, type=path,
                       help="a prompt file of prompts/, such as Smiling_Male_plain.json")
     what.add_argument("--list", required=True, type=path,
-                      help="csv of the training images with the columns file and y, such as the "
-                      "train.csv of a run folder")
+                      help="csv of the training images with columns file and y, such as a run "
+                      "folder's train.csv")
     what.add_argument("--images", required=True, type=path, help="folder of these files")
     what.add_argument("--out", required=True, type=path, help="folder of the edited images")
-    what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=2,
-                      metavar="N", help="default: 2, one pair")
+    what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=4,
+                      metavar="N", help="even, half of each protected value (default: 4)")
     what.add_argument("--degrees", type=_degree, nargs=2, default=(0.4, 0.9),
-                      metavar=("LOW", "HIGH"), help="share of the noise added, drawn uniformly "
-                      "between these for every edit (default: 0.4 0.9)")
+                      metavar=("LOW", "HIGH"), help="share of the noise, drawn from this range for "
+                      "each edit (default: 0.4 0.9)")
     what.add_argument("--seed", type=generate._whole(0, 2**63 - 1), default=42, help="default: 42")
     generate._add_sampler_flags(parser)
     args = parser.parse_args(arguments)
+    if args.edits_per_image % 2:
+        raise UserError(f"--edits-per-image {args.edits_per_image} must be even: half of them are "
+                        "of each protected value")
     if args.degrees[0] > args.degrees[1]:
         raise UserError(f"--degrees {args.degrees[0]} {args.degrees[1]}: give the lower one first")
     return args
@@ -95,7 +100,11 @@ def _degree(text: str) -> float:
 
 
 def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
-    """(file, y) of every row; UserError for a wrong list, files twice, outside or missing."""
+    """(file, y) of every row of a csv list.
+
+    Raises UserError for a list that cannot be read, labels other than 0 and 1, and files that are
+    missing, outside `images` or share a name.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = [(row["file"], int(row["y"])) for row in csv.DictReader(file, strict=True)]
@@ -104,14 +113,14 @@ def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
             raise
         raise UserError(
             f"--list {path} cannot be read ({type(error).__name__}: {error}); it needs the columns "
-            "file and y, as the train.csv of a run folder has them"
+            "file and y, as in a run folder's train.csv"
         ) from None
     names = [file for file, _ in rows]
     wrong = [name for name in names
              if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if not rows or wrong or any(y not in (0, 1) for _, y in rows):
         raise UserError(
-            f"--list {path} must list files inside --images with y 0 or 1 "
+            f"--list {path} must list files inside --images, with y 0 or 1 "
             f"({wrong[0] if wrong else f'{len(rows)} rows'}); give a run folder's train.csv"
         )
     if len({PurePosixPath(name).name for name in names}) < len(names):
@@ -119,8 +128,8 @@ def read_sources(path: Path, images: Path) -> list[tuple[str, int]]:
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
         raise UserError(
-            f"--images {images}: {len(missing)} of the {len(names)} images of {path} are not there "
-            f"({missing[0]}, ...); give the folder that they lie in"
+            f"--images {images} lacks {len(missing)} of the {len(names)} images of {path} "
+            f"({missing[0]}, ...); give the folder that holds them"
         )
     return rows
 
@@ -131,28 +140,29 @@ def plan(
 ) -> list[Edit]:
     """`copies` edits of every source (file, y), in that order.
 
-    The protected value, a prompt of that cell, the steps (uniform from noised[0] to noised[1]) and
-    the noise follow from seed, prompt set, file and number of the edit, on nothing else.
+    Even ones are of protected value 0, odd ones of 1. The prompt, of that group, the number of
+    steps (uniform from noised[0] to noised[1]) and the noise depend on seed, prompt set, file and
+    number of the edit only.
     """
     rows = []
     for number, (file, y) in enumerate(sources):
         for copy in range(copies):
             own = ("edit", prompts.name, prompts.pair, file, copy, seed)
-            a, text, steps, noise = (manifest.derive_seed(part, *own) for part in "avsn")
-            cell = prompts.cells[y, a % 2]
+            text, steps, noise = (manifest.derive_seed(part, *own) for part in "vsn")
+            texts = prompts.cells[y, copy % 2]
             rows.append(Edit(
-                f"images/{number:06d}_{copy}.png", file, cell[text % len(cell)], noise,
+                f"images/{number:06d}_{copy}.png", file, copy % 2, texts[text % len(texts)], noise,
                 noised[0] + steps % (noised[1] - noised[0] + 1),
             ))  # fmt: skip
     return rows
 
 
 def write_manifest(path: Path, rows: Sequence[Edit], steps: int, model: str, settings: dict):
-    """Write the manifest, or check that the one there is for the same edits (else UserError)."""
+    """Write the manifest; UserError where there is one already, for other edits."""
     text = json.dumps(settings, sort_keys=True)
     table = [
-        dict(zip(COLUMNS, (row.path, row.source, f"{row.noised / steps:.4f}", row.prompt,
-                           str(row.seed), model, text), strict=True))
+        dict(zip(COLUMNS, (row.path, row.source, str(row.protected), f"{row.noised / steps:.4f}",
+                           row.prompt, str(row.seed), model, text), strict=True))
         for row in rows
     ]  # fmt: skip
     buffer = io.StringIO()
@@ -162,7 +172,8 @@ def write_manifest(path: Path, rows: Sequence[Edit], steps: int, model: str, set
     if not path.exists():
         if any((path.parent / "images").glob("*.png")):
             raise UserError(
-                f"{path.parent} holds images but no manifest.csv; give another --out or delete it"
+                f"{path.parent} holds images but no manifest.csv to say what they are; give "
+                "another --out or delete it"
             )
         write_atomic(path, buffer.getvalue())
         return
@@ -187,7 +198,7 @@ class Editor:
     """Batches of edits with one loaded pipeline, image to image."""
 
     def __init__(self, sampler, steps: int, height: int, width: int):
-        """sampler: pipeline.Sampler; steps of the whole schedule; pixels that the model makes."""
+        """sampler: pipeline.Sampler. steps: of the whole schedule. height, width: in pixels."""
         from diffusers import StableDiffusionImg2ImgPipeline
 
         from stable_diffusion.pipeline import check_precision
@@ -236,7 +247,7 @@ class Editor:
 
 def cut_batches(rows: Sequence[Edit], size: int) -> list[list[Edit]]:
     """Batches of one strength each. Cut from the plan, not from what is missing, so that an edit
-    has the same neighbours, and the same bits, after a restart."""
+    shares its batch with the same others, and has the same bits, after a restart."""
     batches = []
     for noised in sorted({row.noised for row in rows}):
         same = [row for row in rows if row.noised == noised]
@@ -245,11 +256,11 @@ def cut_batches(rows: Sequence[Edit], size: int) -> list[list[Edit]]:
 
 
 def edit(args: argparse.Namespace) -> int:
-    """Make what is missing of this process's share; returns the number of images missing in all."""
+    """Make what this process's share still lacks; returns how many edits are missing in all."""
     prompts = read_prompts(args.prompts)
     sources = read_sources(args.list, args.images)
     index, world = share(args.shard)
-    args.images_per_cell = len(sources) * args.edits_per_image  # no batch is larger than that
+    args.images_per_group = len(sources) * args.edits_per_image  # no batch is larger than that
     sampler, settings, batch_size, saved = generate._build_sampler(args)
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
     from stable_diffusion.writer import remove_leftovers, write_batches
@@ -275,14 +286,14 @@ def edit(args: argparse.Namespace) -> int:
           f"{low} to {high} of {steps} steps, batches of {batch_size}", flush=True)
     editor = Editor(sampler, steps, settings["height"], settings["width"])
     sampler.embed_all(row.prompt for batch in todo for row in batch)
-    with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
+    with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         write_batches(
             lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,
             batch_size, bar,
         )
     missing = sum(not (args.out / row.path).exists() for row in rows)
     print(f"{missing} of the {len(rows)} edits are still to be made" if missing else
-          f"all {len(rows)} edits are there: give train.py --edits {args.out}")
+          f"all {len(rows)} edits exist; train with train.py --edits {args.out}")
     return missing
 
 

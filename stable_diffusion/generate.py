@@ -1,14 +1,15 @@
-"""Generate the synthetic faces of one prompt file.
+"""Generate the synthetic images of one prompt file.
 
-    python -m stable_diffusion.generate --model demo --out data/synthetic --images-per-cell 300 \\
+    python -m stable_diffusion.generate --model demo --out data/synthetic --images-per-group 300 \\
         --prompts prompts/Smiling_Male_contextual_50.json
 
-writes <out>/<set>/<Target>_<Protected>/<t>_<p>/<number>.png, manifest.csv (written first: what is
-to be made), and at the end balanced.csv and biased.csv, the paper's two synthetic sets for other
-programs (train.py draws its own from the manifest, by its seed and ratios). Stopped at
-any moment, it resumes by the same command; started several times (torchrun, accelerate, srun,
-mpirun, an array of jobs, or --shard i/n: see shares.py) the processes share the work through the
-file system alone.
+Writes <out>/<set>/<Target>_<Protected>/<y>_<a>/<number>.png. manifest.csv comes first and lists
+every image that is to be made; balanced.csv and biased.csv, the paper's two synthetic sets, come
+when all of them exist. These two are for other programs: train.py draws its own sets from the
+manifest.
+
+Interrupted; rerun the same command to resume. Several processes (torchrun, accelerate, srun,
+mpirun, a job array, or --shard i/n: see shares.py) share the work through the file system alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from pathlib import Path
 if not __package__:  # started by its path: python stable_diffusion/generate.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm
 
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
@@ -31,10 +31,11 @@ from stable_diffusion.shares import share
 from utils.devices import generation_precision
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, check_compiler, path
+from utils.progress import Bar, progress
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags of the command; a sampler setting left out is the paper's, or the demo model's own."""
+    """Flags of the command; sampler settings default to the paper's, or to the demo model's."""
     parser = ArgumentParser(
         prog="python -m stable_diffusion.generate",
         description=__doc__.split("\n")[0],
@@ -53,17 +54,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--prompts", required=True, type=path, help="a prompt file of prompts/")
     what.add_argument("--out", required=True, type=path, help="root folder of the images")
     what.add_argument(
+        "--images-per-group",
         "--images-per-cell",
         type=_whole(1, 100_000),
         default=300,
         metavar="N",
-        help="the paper's release makes 10500 (default: 300)",
+        help="images of each of the four groups (y, a); the paper: 10500 (default: 300)",
     )
     what.add_argument(
-        "--cells",
+        "--groups",
         nargs="+",
         choices=[f"{y}_{a}" for y, a in manifest.CELLS],
-        help="make only these cells now; the plan stays the same",
+        help="make only these groups now; the plan stays the same",
     )
     what.add_argument(
         "--seed", type=_whole(0, 2**63 - 1), default=42, help="default: 42, as the release's"
@@ -71,27 +73,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _add_sampler_flags(parser)
     _add_set_flags(parser)
     args = parser.parse_args(arguments)
-    for size in (args.balanced_per_cell, args.biased_majority, args.biased_minority):
-        if size is not None and size > args.images_per_cell:
+    for size in (args.balanced_per_group, args.biased_majority, args.biased_minority):
+        if size is not None and size > args.images_per_group:
             raise UserError(
-                f"balanced.csv or biased.csv cannot take {size} images of a cell when "
-                f"--images-per-cell is {args.images_per_cell}; make the one larger or the other "
-                "smaller"
+                f"balanced.csv or biased.csv cannot take {size} images of a group when "
+                f"--images-per-group is {args.images_per_group}; raise --images-per-group or lower "
+                "the other number"
             )
     return args
 
 
 def _add_sampler_flags(parser: ArgumentParser) -> None:
-    how = parser.add_argument_group("sampler (default: the paper's, or what was measured for demo)")
+    how = parser.add_argument_group("sampler (default: the paper's, or the demo model's)")
     how.add_argument("--scheduler", choices=("ddim", "dpmsolver++"), help="paper: ddim (eta 0)")
     how.add_argument("--steps", type=_whole(1, 1000), help="paper: 50")
     how.add_argument("--guidance", type=_scale, help="classifier-free guidance scale; paper: 9")
-    how.add_argument("--height", type=_whole(8, 4096), help="pixels made; default: the model's own")
-    how.add_argument("--width", type=_whole(8, 4096), help="pixels made; default: the model's own")
+    how.add_argument("--height", type=_whole(8, 4096), help="in pixels (default: the model's)")
+    how.add_argument("--width", type=_whole(8, 4096), help="in pixels (default: the model's)")
     how.add_argument(
         "--image-size",
         type=_whole(1, 4096),
-        help="pixels saved, square, Lanczos (default: the model's own up to 224)",
+        help="side of the saved image in pixels (default: the model's, at most 224)",
     )
     speed = parser.add_argument_group("speed")
     speed.add_argument(
@@ -102,17 +104,17 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
     speed.add_argument(
         "--batch-size",
         type=_whole(1, 4096),
-        help="images at once; best if it divides --images-per-cell (paper's model: 28, demo: 50)",
+        help="images at once; best if it divides --images-per-group (default: 28, demo: 50)",
     )
     speed.add_argument(
         "--decode-batch",
         type=_whole(1, 4096),
-        help="images through the VAE at once, a divisor of the batch (default: all, on a CPU 10)",
+        help="images decoded at once, a divisor of the batch (default: all, on a CPU 10)",
     )
     speed.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile UNet and VAE: pays for thousands of images, costs minutes at the start",
+        help="torch.compile UNet and VAE: minutes at the start, worth it for thousands of images",
     )
     speed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     speed.add_argument(
@@ -126,14 +128,14 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
 def _add_set_flags(parser: ArgumentParser) -> None:
     sets = parser.add_argument_group(
         "balanced.csv and biased.csv (default: the paper's numbers "
-        "scaled from 10500 to --images-per-cell)"
+        "scaled from 10500 to --images-per-group)"
     )
-    sets.add_argument("--balanced-per-cell", type=_whole(1), metavar="N", help="paper: 5000")
+    sets.add_argument("--balanced-per-group", type=_whole(1), metavar="N", help="paper: 5000")
     sets.add_argument(
-        "--biased-majority", type=_whole(1), metavar="N", help="cells 0_1 and 1_0; paper: 9000"
+        "--biased-majority", type=_whole(1), metavar="N", help="groups 0_1 and 1_0; paper: 9000"
     )
     sets.add_argument(
-        "--biased-minority", type=_whole(1), metavar="N", help="cells 0_0 and 1_1; paper: 1000"
+        "--biased-minority", type=_whole(1), metavar="N", help="groups 0_0 and 1_1; paper: 1000"
     )
 
 
@@ -160,7 +162,7 @@ def _scale(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; it must be one from 0 to 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100; give one")
     return value
 
 
@@ -193,13 +195,15 @@ def _build_sampler(args: argparse.Namespace):
     height, width = args.height or own, args.width or own
     for flag, pixels in (("--height", height), ("--width", width)):
         if pixels % multiple:
-            raise UserError(f"{flag} {pixels}: this model makes multiples of {multiple}; give one")
+            raise UserError(f"{flag} {pixels} must be a multiple of {multiple} for this model")
     saved = args.image_size or min(max(height, width), 224)
-    batch_size = min(setting("batch_size"), args.images_per_cell)
+    batch_size = min(setting("batch_size"), args.images_per_group)
     if args.compile:
         check_compiler()
     if args.decode_batch and batch_size % args.decode_batch:
-        raise UserError(f"--decode-batch {args.decode_batch} must divide the batch, {batch_size}")
+        raise UserError(
+            f"--decode-batch {args.decode_batch} must divide the batch size, {batch_size}"
+        )
     sampler = pipeline.Sampler(
         pipe,
         steps=setting("steps"),
@@ -215,9 +219,9 @@ def _build_sampler(args: argparse.Namespace):
 
 
 def make_images(
-    sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: tqdm
+    sampler, batches: Sequence[Sequence[Row]], folder: Path, size: int, batch_size: int, bar: Bar
 ) -> None:
-    """Draw the batches and write their images."""
+    """Generate the batches and write their images."""
     from stable_diffusion.writer import write_batches
 
     sampler.embed_all(row.prompt for batch in batches for row in batch)
@@ -229,18 +233,18 @@ def make_images(
 
 
 def _own_batches(
-    rows: Sequence[Row], batch_size: int, index: int, world: int, cells: Sequence[str] | None
+    rows: Sequence[Row], batch_size: int, index: int, world: int, groups: Sequence[str] | None
 ) -> Iterator[list[Row]]:
     for number, batch in enumerate(manifest.cut_batches(rows, batch_size)):
-        if number % world == index and (not cells or f"{batch[0].y}_{batch[0].a}" in cells):
+        if number % world == index and (not groups or f"{batch[0].y}_{batch[0].a}" in groups):
             yield batch
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Make what is missing of this process's share; returns the number of images missing in all."""
+    """Make what this process's share still lacks; returns how many images are missing in all."""
     prompts = read_prompts(args.prompts)
     index, world = share(args.shard)
-    rows = manifest.plan(prompts, args.images_per_cell, args.seed)
+    rows = manifest.plan(prompts, args.images_per_group, args.seed)
     folder = args.out / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
@@ -254,7 +258,7 @@ def generate(args: argparse.Namespace) -> int:
             f"--out {args.out} cannot be written ({error.strerror}); give another folder"
         ) from None
     listed = manifest.write_manifest(folder, rows, args.model, settings)
-    own = list(_own_batches(rows, batch_size, index, world, args.cells))
+    own = list(_own_batches(rows, batch_size, index, world, args.groups))
     remove_leftovers(folder, own)
     there = manifest.existing(folder)
     todo = [batch for batch in own if any(row.path not in there for row in batch)]
@@ -266,19 +270,19 @@ def generate(args: argparse.Namespace) -> int:
         f"{settings['precision']}, batches of {batch_size}",
         flush=True,
     )
-    with tqdm(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
+    with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         make_images(sampler, todo, folder, saved, batch_size, bar)
     missing = manifest.finish(
         folder,
         args.seed,
-        balanced=args.balanced_per_cell,
+        balanced=args.balanced_per_group,
         majority=args.biased_majority,
         minority=args.biased_minority,
     )
     if missing:
         print(f"{missing} of the {len(listed)} images in {folder} are still to be made")
     else:
-        print(f"all {len(listed)} images are there: {folder}/balanced.csv and biased.csv written")
+        print(f"all {len(listed)} images exist; wrote {folder}/balanced.csv and biased.csv")
     return missing
 
 

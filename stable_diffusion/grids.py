@@ -1,11 +1,11 @@
-"""The paper's Figures 4 and 7: generated images side by side, by prompt set and cell.
+"""The paper's Figures 4 and 7: synthetic images side by side, by prompt set and group.
 
     python -m stable_diffusion.grids data/synthetic_narrow --out results/demo/figures
-    python -m stable_diffusion.grids data/synthetic_narrow --cells 1_1 --out results/demo/figures
+    python -m stable_diffusion.grids data/synthetic_narrow --groups 1_1 --out results/demo/figures
 
-The first draws generated_images (PNG and PDF): a row of panels for every prompt set, a column for
-every cell (y, a). The second draws generated_images_1_1: one cell alone, more images of it, as the
-paper's Figure 4 shows smiling men. Always the first images by file order: nothing is picked.
+The first draws generated_images (PNG and PDF): a row of panels per prompt set, a column per group
+(y, a). The second draws generated_images_1_1: more images of one group, as the paper's Figure 4
+does for smiling men. They are always the first images in file order; nothing is picked.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from utils.options import ArgumentParser, path
 from utils.reporting.figure_style import STYLE, Figure, plt, save
 
 SETS = ("plain", "contextual_25", "contextual_50", "contextual_head_poses_50")  # Table 5's order
-PANEL = {1: (2, 10), 2: (2, 6)}  # number of cells -> rows and columns of images; else:
+PANEL = {1: (2, 10), 2: (2, 6)}  # number of groups -> rows and columns of images; else:
 NARROW_PANEL = (2, 4)
-LABEL, WIDTH = 1.4, 9.2  # inches: of the prompt sets' names, and of all images of a row
-SIDE = 112  # pixels at most: four cells of the paper's 224 would make a PDF of tens of MB
+LABEL, WIDTH = 1.4, 9.2  # inches, of the sets' names and of all images in a row
+SIDE = 112  # pixels at most: at the paper's 224 the PDF would be tens of MB
 GAP = 2  # white pixels between images
 
 
 def find_sets(root: Path, target: str, protected: str, wanted: list[str] | None) -> dict[str, Path]:
-    """{prompt set: folder of its cells} in the order of `wanted`, or of SETS, those that exist.
+    """{prompt set: its folder} in the order of `wanted`, or those of SETS that exist.
 
-    Raises UserError where one of `wanted` is missing, or all are. Images that lie in
-    <root>/<Target>_<Protected>/<t>_<p>/, under no set's name, stand as "generated images".
+    Images in <root>/<Target>_<Protected>/<y>_<a>/, without a set's name, are "synthetic images".
+    Raises UserError where one of `wanted` is missing, or all are.
     """
     found: dict[str, Path] = {}
     for name in wanted or SETS:
@@ -51,34 +51,34 @@ def find_sets(root: Path, target: str, protected: str, wanted: list[str] | None)
                 raise
             continue
         named = name in (folder.name, folder.parent.name)
-        found[name if named else "generated images"] = folder
+        found[name if named else "synthetic images"] = folder
     if not found:
         raise UserError(
-            f"{root} holds no generated images for {target}/{protected}, in none of the prompt "
-            f"sets {', '.join(SETS)}; generate them with stable_diffusion/generation.sh or name "
-            "another folder, --target and --protected"
+            f"{root} holds no synthetic images for {target}/{protected} in any of the prompt sets "
+            f"{', '.join(SETS)}; generate them with stable_diffusion/generation.sh, or give "
+            "another folder, --target or --protected"
         )
     return found
 
 
 def describe(folder: Path, table: ImageTable) -> str:
-    """How many images and, where there is a manifest, different prompts a cell has."""
+    """How many images a group has and, where there is a manifest, how many different prompts."""
     counts = sorted({count for count in table.counts().values() if count})
     images = f"{counts[0]}-{counts[-1]}" if len(counts) > 1 else str(counts[0])
     if not (folder / "manifest.csv").is_file():
-        return f"{images} images a cell"
+        return f"{images} images a group"
     prompts: dict[tuple[str, str], set[str]] = {}
     for row in read_table(folder / "manifest.csv"):
         prompts.setdefault((row["y"], row["a"]), set()).add(row.get("prompt") or "")
     number = max(map(len, prompts.values()))
-    return f"{number} prompt{'s' if number > 1 else ''},\n{images} images a cell"
+    return f"{number} prompt{'s' if number > 1 else ''},\n{images} images a group"
 
 
 def mosaic(paths: list[str], rows: int, columns: int) -> np.ndarray:
-    """The first rows * columns images row by row: uint8 [H, W, 3]; missing ones are white.
+    """The first rows * columns images, row by row: uint8 [H, W, 3]; missing ones are white.
 
-    Each is its middle square, the size of the first image's, at most SIDE pixels. Raises UserError
-    for a file that is no image.
+    Each is cut to its middle square and resized to the first one's size, at most SIDE pixels.
+    Raises UserError for a file that is not an image.
     """
     pictures = [_square(path) for path in paths[: rows * columns]]
     side = min(SIDE, pictures[0].width)
@@ -98,7 +98,7 @@ def _square(path: str) -> Image.Image:
         if is_systems(error):
             raise
         raise UserError(
-            f"{path} cannot be read ({reason(error)}); delete it and generate it again"
+            f"{path} cannot be read ({reason(error)}); delete it and run the generation again"
         ) from None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -106,19 +106,19 @@ def _square(path: str) -> Image.Image:
 
 
 def grid(
-    tables: dict[str, ImageTable], notes: dict[str, str], cells: list[tuple[int, int]],
+    tables: dict[str, ImageTable], notes: dict[str, str], groups: list[tuple[int, int]],
     names: tuple[str, str],
 ) -> Figure:
-    """One panel of images for every prompt set (row) and cell (column).
+    """One panel of images for every prompt set (row) and group (column).
 
     tables: {prompt set: its images}. notes: {prompt set: text under its name}. names: target and
-    protected attribute. Raises UserError where a set has no image of a cell.
+    protected attribute. Raises UserError where a set has no image of a group.
     """
-    rows, columns = PANEL.get(len(cells), NARROW_PANEL)
-    size = WIDTH / (columns * len(cells))  # inches a picture
+    rows, columns = PANEL.get(len(groups), NARROW_PANEL)
+    size = WIDTH / (columns * len(groups))  # inches a picture
     figure, axes = plt.subplots(
-        len(tables), 1 + len(cells), squeeze=False, layout="constrained",
-        width_ratios=(LABEL, *[WIDTH / len(cells)] * len(cells)),
+        len(tables), 1 + len(groups), squeeze=False, layout="constrained",
+        width_ratios=(LABEL, *[WIDTH / len(groups)] * len(groups)),
         figsize=(LABEL + WIDTH, 0.4 + len(tables) * (rows * size + 0.1)),
     )
     for axis in axes.flat:
@@ -126,48 +126,48 @@ def grid(
     for (label, *line), (name, table) in zip(axes, tables.items(), strict=True):
         text = f"{name.replace('_head', '_' + chr(10) + 'head')}\n{notes[name]}"
         label.text(1, 0.5, text, ha="right", va="center", transform=label.transAxes)
-        for axis, (y, a) in zip(line, cells, strict=True):
+        for axis, (y, a) in zip(line, groups, strict=True):
             places = np.flatnonzero((table.y == y) & (table.a == a))
             axis.imshow(mosaic([table.paths[i] for i in places], rows, columns),
                         interpolation="lanczos")
-    for axis, cell in zip(axes[0, 1:], cells, strict=True):
+    for axis, group in zip(axes[0, 1:], groups, strict=True):
         axis.set_title(", ".join(word if value else f"not {word}"
-                                 for word, value in zip(names, cell, strict=True)), fontsize=10)
+                                 for word, value in zip(names, group, strict=True)), fontsize=10)
     return figure
 
 
 def draw(
     root: Path, target: str, protected: str, out: Path, *, sets: list[str] | None = None,
-    cells: list[tuple[int, int]] | None = None,
+    groups: list[tuple[int, int]] | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Write the figure; returns its files and the prompt sets that it shows."""
+    """Write the figure; returns its files and the prompt sets it shows."""
     found = find_sets(root, target, protected, sets)
     tables = {name: load_synthetic(root, target, protected, name, check=False) for name in found}
     notes = {name: describe(folder, tables[name]) for name, folder in found.items()}
-    name = "_".join(["generated_images", *(f"{y}_{a}" for y, a in cells or ())])
+    name = "_".join(["generated_images", *(f"{y}_{a}" for y, a in groups or ())])
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure = grid(tables, notes, cells or list(CELLS), (target, protected))
+        figure = grid(tables, notes, groups or list(CELLS), (target, protected))
         return save(figure, out, name), list(found)
 
 
-def cell(text: str) -> tuple[int, int]:
+def group(text: str) -> tuple[int, int]:
     """(y, a) from its name, "0_1"."""
     names = {f"{y}_{a}": (y, a) for y, a in CELLS}
     if text not in names:
-        raise argparse.ArgumentTypeError(f"'{text}' is none of the cells {', '.join(names)}")
+        raise argparse.ArgumentTypeError(f"'{text}' is none of the groups {', '.join(names)}")
     return names[text]
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("root", type=path, help="folder of generated images (generate.py's --out)")
-    p.add_argument("--target", default="Smiling", help="attribute that is learned (y)")
+    p.add_argument("root", type=path, help="folder of synthetic images (generate.py's --out)")
+    p.add_argument("--target", default="Smiling", help="attribute to learn (y)")
     p.add_argument("--protected", default="Male", help="attribute to be fair about (a)")
     p.add_argument("--sets", nargs="+", default=None, metavar="SET",
-                   help=f"prompt sets; where not given, those there are of {', '.join(SETS)}")
-    p.add_argument("--cells", nargs="+", default=None, type=cell, metavar="Y_A",
-                   help="cells such as 1_1; where not given, all four")
+                   help=f"prompt sets; by default those of {', '.join(SETS)} that exist")
+    p.add_argument("--groups", nargs="+", default=None, type=group, metavar="Y_A",
+                   help="groups such as 1_1; by default all four")
     p.add_argument("--out", type=path, required=True, help="folder of the figure")
     return p
 
@@ -176,9 +176,9 @@ def parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     written, shown = draw(args.root, args.target, args.protected, args.out, sets=args.sets,
-                          cells=args.cells)
+                          groups=args.groups)
     if lacking := [name for name in SETS if args.sets is None and name not in shown]:
-        print(f"not generated, so not shown: {', '.join(lacking)}")
+        print(f"not shown, because they do not exist: {', '.join(lacking)}")
     for file in written:
         print(file)
 

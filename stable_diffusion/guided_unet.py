@@ -1,9 +1,9 @@
-"""A UNet step under classifier-free guidance, without the work that would be done twice.
+"""A UNet step under classifier-free guidance, without doing any work twice.
 
-Guidance wants the noise in the same latents without and with the prompt, as one batch of 2B. Up to
-the first cross-attention nothing depends on the prompt, so that part is run on B latents and its
-output repeated. And the prompt stays the same over the steps, so the keys and values of every
-cross-attention are computed once a batch of images. Both are exact up to rounding.
+Guidance predicts the noise in the same latents without and with the prompt, as one batch of 2B.
+Nothing before the first cross-attention depends on the prompt, so that part runs on B latents and
+its output is repeated. The prompt is the same at every step, so the keys and values of the
+cross-attentions are computed once per batch of images. Both are exact up to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 class PromptAttention:
     """Cross-attention with keys and values [B, heads, T, D] set beforehand.
 
-    Takes the place of diffusers' AttnProcessor2_0; without keys and values it calls that.
+    Replaces diffusers' AttnProcessor2_0, which it calls where no keys and values are set.
     """
 
     def __init__(self):
@@ -48,10 +48,10 @@ class PromptAttention:
 
 
 class GuidedUNet:
-    """Calls a UNet within `prompt(...)` as described above; outside, the UNet is as it was.
+    """Runs a UNet as described above inside `prompt(...)`; outside, the UNet is unchanged.
 
-    Hooks and attention processors are put in once and stay, because torch.compile would compile
-    anew if they changed with every batch. So `of` gives one UNet always the same GuidedUNet.
+    Hooks and attention processors are installed once and stay, because torch.compile would compile
+    again if they changed with every batch. So `of` returns the same GuidedUNet for a UNet.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -73,7 +73,7 @@ class GuidedUNet:
 
     @contextmanager
     def prompt(self, text: Tensor, guided: bool) -> Iterator[None]:
-        """Steps inside are for these texts [2B, T, C], or [B, T, C] where not `guided`."""
+        """Within the context, steps use these texts: [2B, T, C], or [B, T, C] unless `guided`."""
         self.text, self.halved = text, guided
         try:
             for module in self.attentions:
@@ -85,7 +85,7 @@ class GuidedUNet:
                 module.processor.key = module.processor.value = None
 
     def __call__(self, latents: Tensor, time: Tensor) -> Tensor:
-        """Predicted noise as `text`, from latents [B, C, h, w] and one timestep (0-d)."""
+        """Predicted noise, one row per text, of latents [B, C, h, w] at a timestep (0-d)."""
         inputs = torch.cat([latents, latents]) if self.halved else latents
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         time = time.expand(len(inputs))
@@ -104,7 +104,7 @@ class GuidedUNet:
 
 
 def before_the_prompt(unet: UNet2DConditionModel) -> list[nn.Module]:
-    """The modules whose output cannot depend on the prompt; each takes and gives [B, ...]."""
+    """The modules whose output cannot depend on the prompt; each maps [B, ...] to [B, ...]."""
     modules: list[nn.Module] = [unet.conv_in]
     for block in unet.down_blocks:
         if type(block) is DownBlock2D:
@@ -121,7 +121,7 @@ def before_the_prompt(unet: UNet2DConditionModel) -> list[nn.Module]:
 
 
 def _takes_plain_text(unet: UNet2DConditionModel, attn: Attention) -> bool:
-    """Whether it is a cross-attention to the encoder's states themselves, with nothing added."""
+    """Whether it is a cross-attention to the text encoder's states, with nothing added."""
     plain = attn.is_cross_attention and type(attn.processor) is AttnProcessor2_0
     extras = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
     extras += (unet.encoder_hid_proj,)
@@ -134,7 +134,7 @@ def _half(value):
 
 
 def _repeat(output):
-    """Tensors [B, ...], also within tuples, to [2B, ...]."""
+    """Tensors [B, ...], also inside tuples, repeated to [2B, ...]."""
     if isinstance(output, tuple):
         return tuple(_repeat(part) for part in output)
     return torch.cat([output, output])

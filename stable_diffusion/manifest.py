@@ -1,4 +1,4 @@
-"""What is to be made, what each image is and what is done: pure planning, no torch, no model."""
+"""The plan: which images are to be made, from which prompt and seed, and which exist already."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from utils.files import write_atomic
 
 COLUMNS = ("path", "y", "a", "prompt", "seed", "model", "settings")
 SET_COLUMNS = ("path", "y", "a")
-# The release draws these numbers from the 10,500 images that it makes of each cell.
-PAPER_PER_CELL, PAPER_BALANCED, PAPER_MAJORITY, PAPER_MINORITY = 10500, 5000, 9000, 1000
+# The release draws these numbers from the 10,500 images that it generates of each group.
+PAPER_PER_GROUP, PAPER_BALANCED, PAPER_MAJORITY, PAPER_MINORITY = 10500, 5000, 9000, 1000
 
 
 @dataclass(frozen=True)
@@ -40,54 +40,54 @@ def derive_seed(*parts: str | int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def plan(prompts: PromptSet, images_per_cell: int, seed: int) -> list[Row]:
-    """Every image to be made, cell by cell; 4 * images_per_cell rows.
+def plan(prompts: PromptSet, images_per_group: int, seed: int) -> list[Row]:
+    """Every image to be made, group by group; 4 * images_per_group rows.
 
-    Image i of a cell uses prompt i mod P, so the plan for fewer images holds the first rows of
-    each cell of the plan for more. The noise seed of an image depends on set, pair, cell, prompt,
-    number and base seed, on nothing else.
+    Image i of a group uses prompt i mod P, so a smaller plan holds the first rows of each group of
+    a larger one. The noise seed of an image depends on set, pair, group, prompt, number and base
+    seed only.
     """
     rows = []
     for y, a in CELLS:
-        cell, texts = f"{y}_{a}", prompts.cells[y, a]
-        for i in range(images_per_cell):
+        group, texts = f"{y}_{a}", prompts.cells[y, a]
+        for i in range(images_per_group):
             prompt = texts[i % len(texts)]
-            image_seed = derive_seed(prompts.name, prompts.pair, cell, prompt, i, seed)
-            rows.append(Row(f"{cell}/{i:05d}.png", y, a, i, prompt, image_seed))
+            image_seed = derive_seed(prompts.name, prompts.pair, group, prompt, i, seed)
+            rows.append(Row(f"{group}/{i:05d}.png", y, a, i, prompt, image_seed))
     return rows
 
 
 def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
-    """Cut the plan into batches of one cell each, the cells taking turns; the last may be short.
+    """Cut the plan into batches of one group each, the groups taking turns; the last may be short.
 
-    They are cut from the plan, never from what is missing, so an image has the same neighbours
-    after a restart; and per cell, so more images per cell leave the full batches as they are.
+    They are cut from the plan, not from what is missing, so an image shares its batch with the same
+    others after a restart; and group by group, so a larger plan keeps the full batches.
     """
-    cells = [[row for row in rows if (row.y, row.a) == cell] for cell in CELLS]
-    longest = max((len(cell) for cell in cells), default=0)
+    groups = [[row for row in rows if (row.y, row.a) == group] for group in CELLS]
+    longest = max((len(group) for group in groups), default=0)
     return [
-        cell[start : start + batch_size]
+        group[start : start + batch_size]
         for start in range(0, longest, batch_size)
-        for cell in cells
-        if start < len(cell)
+        for group in groups
+        if start < len(group)
     ]
 
 
-def existing(folder: Path, cells: Iterable[tuple[int, int]] = CELLS) -> set[str]:
-    """Paths relative to `folder` of the images there (they are renamed into place, so whole)."""
+def existing(folder: Path, groups: Iterable[tuple[int, int]] = CELLS) -> set[str]:
+    """Paths, relative to `folder`, of the images there. Files are renamed into place, so whole."""
     found = set()
-    for y, a in cells:
-        cell = folder / f"{y}_{a}"
-        if cell.is_dir():
-            found.update(f"{y}_{a}/{name}" for name in os.listdir(cell) if name.endswith(".png"))
+    for y, a in groups:
+        images = folder / f"{y}_{a}"
+        if images.is_dir():
+            found.update(f"{y}_{a}/{name}" for name in os.listdir(images) if name.endswith(".png"))
     return found
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a manifest, balanced.csv or biased.csv.
 
-    Raises UserError for missing columns, a path that is not <t>_<p>/<name>, other labels than 0
-    and 1, and a path named twice.
+    Raises UserError for missing columns, a path other than <y>_<a>/<name>, a label other than 0 or
+    1, and a path listed twice.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -99,7 +99,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     seen: set[str] = set()
     for number, row in enumerate(rows, 1):
         if not re.fullmatch(r"[01]_[01]/[^/\\\0]+", row["path"]):
-            fault = f"'{row['path']}' is no image in a cell's folder"
+            fault = f"'{row['path']}' is not in a group's folder, such as 0_1/"
         elif row["y"] not in ("0", "1") or row["a"] not in ("0", "1"):
             fault = f"the labels '{row['y']}' and '{row['a']}' are not 0 or 1"
         elif row["path"] in seen:
@@ -114,8 +114,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict) -> list[str]:
     """Write `folder`/manifest.csv, or check the one there; returns the paths that it lists.
 
-    `settings` (JSON values) is what the images depend on besides prompt and seed. A manifest with
-    more images per cell is kept, one with fewer is extended; any other difference is a UserError.
+    settings: JSON values, what the images depend on besides prompt and seed. A manifest with more
+    images per group is kept, one with fewer is extended. UserError for any other difference.
     """
     path = folder / "manifest.csv"
     text = json.dumps(settings, sort_keys=True)
@@ -130,8 +130,8 @@ def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict
         _check_agreement(path, old, new)
     elif existing(folder):
         raise UserError(
-            f"{folder} holds images but no manifest.csv, so what they show is not known; give "
-            "another --out or delete the folder"
+            f"{folder} holds images but no manifest.csv to say what they show; give another --out "
+            "or delete the folder"
         )
     if new.keys() <= old.keys():
         return list(old)
@@ -140,8 +140,11 @@ def write_manifest(folder: Path, rows: Sequence[Row], model: str, settings: dict
 
 
 def same_model(rows: list[dict[str, str]], model: str) -> list[dict[str, str]]:
-    """The rows with `model` for a --model of the same last name: one folder has many paths, as seen
-    from other folders and machines. The settings tell its weights."""
+    """The rows, with `model` in place of any --model of the same last name.
+
+    One folder has different paths from other folders and machines; the settings identify the
+    weights.
+    """
     name = PurePath(model).name
     return [
         row | {"model": model} if PurePath(row.get("model") or "").name == name else row
@@ -150,7 +153,7 @@ def same_model(rows: list[dict[str, str]], model: str) -> list[dict[str, str]]:
 
 
 def _check_agreement(path: Path, old: dict[str, dict], new: dict[str, dict]) -> None:
-    """Raise UserError naming what differs between the manifest there and the plan."""
+    """Raise UserError naming what differs between the existing manifest and the plan."""
     differences: list[str] = []
     for image in [image for image in new if image in old]:
         before, now = old[image], new[image]
@@ -167,7 +170,7 @@ def _check_agreement(path: Path, old: dict[str, dict], new: dict[str, dict]) -> 
         differences = differences or [f"the row of {image} differs"]
         break
     if not new.keys() <= old.keys() and not old.keys() <= new.keys():
-        differences.append("it lists images that the plan does not")
+        differences.append("it lists images that are not in the plan")
     if differences:
         raise UserError(
             f"{path} was written for other images: {'; '.join(differences)}; give another --out or "
@@ -192,22 +195,20 @@ def draw_sets(
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The paper's two synthetic sets, (balanced, biased), in manifest order.
 
-    `balanced` images of every cell; `majority` of (0, 1) and (1, 0) and `minority` of (0, 0) and
-    (1, 1). Two independent draws, so they may overlap, as in the release. An image's place in the
-    draw is a hash of its path, so the draw does not depend on any library's random numbers.
+    `balanced` images of every group; `majority` of (0, 1) and (1, 0), `minority` of (0, 0) and
+    (1, 1). The draws are independent, so the sets may overlap, as in the release. Images are ranked
+    by a hash of their path, so the draw does not depend on a library's random numbers. ValueError
+    where a group has fewer images than are to be drawn.
     """
 
     def draw(name: str, counts: dict[tuple[int, int], int]) -> list[dict[str, str]]:
         chosen = set()
         for y, a in CELLS:
-            cell = [row["path"] for row in rows if (int(row["y"]), int(row["a"])) == (y, a)]
-            if counts[y, a] > len(cell):
-                raise UserError(
-                    f"{name}.csv needs {counts[y, a]} images of cell {y}_{a} and there are "
-                    f"{len(cell)}; raise --images-per-cell or lower the --{name}-* numbers"
-                )
-            cell.sort(key=lambda path: derive_seed(name, seed, path))
-            chosen.update(cell[: counts[y, a]])
+            paths = [row["path"] for row in rows if (int(row["y"]), int(row["a"])) == (y, a)]
+            if counts[y, a] > len(paths):
+                raise ValueError(f"{counts[y, a]} of {len(paths)} images of group {y}_{a}")
+            paths.sort(key=lambda path: derive_seed(name, seed, path))
+            chosen.update(paths[: counts[y, a]])
         return [{key: row[key] for key in SET_COLUMNS} for row in rows if row["path"] in chosen]
 
     biased = {(y, a): minority if y == a else majority for y, a in CELLS}
@@ -215,12 +216,12 @@ def draw_sets(
 
 
 def set_sizes(
-    per_cell: int, balanced: int | None, majority: int | None, minority: int | None
+    per_group: int, balanced: int | None, majority: int | None, minority: int | None
 ) -> tuple[int, int, int]:
-    """Sizes for `draw_sets`; None is the paper's number scaled from 10,500 to `per_cell` images."""
+    """Sizes for `draw_sets`; None is the paper's, scaled from 10,500 to `per_group` images."""
 
     def scaled(value: int | None, paper: int) -> int:
-        return max(1, round(per_cell * paper / PAPER_PER_CELL)) if value is None else value
+        return max(1, round(per_group * paper / PAPER_PER_GROUP)) if value is None else value
 
     return (
         scaled(balanced, PAPER_BALANCED),
@@ -237,9 +238,9 @@ def finish(
     majority: int | None = None,
     minority: int | None = None,
 ) -> int:
-    """Write balanced.csv and biased.csv if every image of the manifest is there.
+    """Write balanced.csv and biased.csv once every image of the manifest exists.
 
-    Returns how many are missing. Any process may call it: all write the same bytes.
+    Returns how many are missing. Any process may call it: they all write the same bytes.
     """
     rows = read_table(folder / "manifest.csv")
     there = existing(folder)

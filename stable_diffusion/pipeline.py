@@ -1,9 +1,9 @@
 """Load a Stable Diffusion model from wherever it is, and turn seeds and prompts into pixels.
 
-The parts (UNet, VAE, text encoder, scheduler) are diffusers'; the loop here differs from calling
-StableDiffusionPipeline in that prompt embeddings are computed once, what guidance would compute
-twice is computed once (guided_unet.py), noise comes from one generator per image, latents stay in
-fp32, and the device is never waited for between batches.
+UNet, VAE, text encoder and scheduler are diffusers' own. The loop differs from a call of
+StableDiffusionPipeline: prompt embeddings are computed once, guidance repeats no work
+(guided_unet.py), each image's noise has its own generator, latents stay in fp32, and nothing waits
+for the device between batches.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from utils.errors import UserError
 PAPER_DEFAULTS = {"scheduler": "ddim", "steps": 50, "guidance": 9.0, "batch_size": 28}
 DEMO_DEFAULTS = {"scheduler": "dpmsolver++", "steps": 10, "guidance": 3.0, "batch_size": 50}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_DECODE = 10  # images through the VAE at once; in a batch of 48 each takes 20% longer
+CPU_DECODE = 10  # images decoded at once; in a batch of 48 each takes 20% longer
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda if there is one, else cpu; each process of a launcher takes its own GPU."""
+    """The device of that name; "auto" is a GPU where there is one, else the CPU.
+
+    Each process of a launcher takes its own GPU. Raises UserError for another name, and for a GPU
+    that this machine does not have.
+    """
     if name == "auto":
         name = automatic()
     try:
@@ -37,16 +41,18 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: torch sees no GPU here; use --device cpu")
+            raise UserError(f"--device {name}: torch finds no GPU here; use --device cpu")
         count = torch.cuda.device_count()
         index = device.index
         if index is None:
             index = local_rank() % count
         if index >= count:
-            raise UserError(f"--device {name}: torch sees {count} GPU(s), numbered from 0")
+            raise UserError(
+                f"--device {name}: torch finds {count} GPUs, numbered from 0; choose one of them"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     return device
@@ -63,9 +69,9 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """Load `model`: "demo", a hub id, a diffusers folder, or one .ckpt or .safetensors file.
 
-    Weights are read as safetensors, or from a .ckpt with torch's weights_only: nothing in a file
+    Weights are read as safetensors, or from a .ckpt with torch's weights_only, so nothing in a file
     is executed. There is no safety checker. `config` (hub id or folder) gives a single file its
-    tokenizer and architecture: diffusers' own guess for SD 2 names a repository that is offline.
+    tokenizer and architecture; diffusers' default for SD 2 is a repository that went offline.
     Raises UserError where the model is missing or cannot be read.
     """
     target = pick_device(device)
@@ -84,34 +90,34 @@ def ready(
     for part in (pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
         part.to(memory_format=torch.channels_last)  # convolutions: also faster on a CPU
-    if compile:  # every batch has one shape, so each part is compiled once
+    if compile:  # all batches have one shape, so each part is compiled once
         pipe.unet.compile(dynamic=False)
         pipe.vae.decoder.compile(dynamic=False)
     return pipe
 
 
 def make_scheduler(name: str, config) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """The sampler over the model's own noise schedule; DDIM is run with eta 0."""
+    """A sampler with the model's own noise schedule; DDIM runs with eta 0."""
     if name == "ddim":
         return DDIMScheduler.from_config(config)
-    # A DDIM config says "leading", which starts the few steps well below full noise.
+    # A DDIM config has "leading", with which few steps start well below full noise.
     return DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
     )
 
 
 def _check_parts(model: str, pipe: StableDiffusionPipeline) -> None:
-    """Raise UserError for parts that do not fit: an inpainting model, SDXL, a mixed-up folder."""
+    """Raise UserError for parts that do not fit: an inpainting model, SDXL, a mixed folder."""
     unet, channels = pipe.unet.config, pipe.vae.config.latent_channels
     width = pipe.text_encoder.config.hidden_size
     if not unet.in_channels == unet.out_channels == channels:
         cause = f"its UNet maps {unet.in_channels} channels to {unet.out_channels}, its VAE has "
-        raise refusal(model, f"{cause}{channels}: no plain text-to-image model")
+        raise refusal(model, f"{cause}{channels}, so it is not a plain text-to-image model")
     if unet.cross_attention_dim != width:
-        cause = f"its UNet reads text of width {unet.cross_attention_dim}, its text encoder writes "
+        cause = f"its UNet reads text of width {unet.cross_attention_dim}, its text encoder gives "
         raise refusal(model, f"{cause}{width}")
     words, known = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
-    if not known / 2 < words <= known:  # of an empty folder transformers makes an empty tokenizer
+    if not known / 2 < words <= known:  # from an empty folder transformers makes an empty tokenizer
         raise refusal(model, f"its tokenizer has {words} tokens, its text encoder {known}")
 
 
@@ -127,7 +133,7 @@ def check_precision(pipe: StableDiffusionPipeline, dtype: torch.dtype) -> None:
 
 
 def weights_fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """12 hex digits from the UNet's first and last layer: tells a retrained model from the old."""
+    """12 hex digits of the UNet's first and last layer, which change when a model is retrained."""
     digest = hashlib.sha256()
     for layer in (pipe.unet.conv_in, pipe.unet.conv_out):
         digest.update(layer.weight.detach().float().contiguous().cpu().numpy().tobytes())
@@ -141,13 +147,13 @@ def check_lengths(prompts: PromptSet, tokenizer, path: str) -> None:
             tokens = len(tokenizer(text).input_ids)
             if tokens > tokenizer.model_max_length:
                 raise UserError(
-                    f"--prompts {path}: prompt {number} of cell {y}_{a} takes {tokens} of the "
-                    f"model's {tokenizer.model_max_length} tokens; make it shorter"
+                    f"--prompts {path}: prompt {number} of group {y}_{a} has {tokens} tokens, more "
+                    f"than the model's {tokenizer.model_max_length}; make it shorter"
                 )
 
 
 class Sampler:
-    """Batches of images from prompts and noise seeds with one loaded pipeline."""
+    """Turns prompts and noise seeds into batches of images, with one loaded pipeline."""
 
     def __init__(
         self,
@@ -159,13 +165,13 @@ class Sampler:
         width: int,
         decode_batch: int | None = None,
     ):
-        """`height` and `width` in pixels; `decode_batch` images go through the VAE at once."""
+        """height, width: in pixels. decode_batch: images decoded at once."""
         self.pipe, self.guidance, self.decode_batch = pipe, guidance, decode_batch
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self.unet = GuidedUNet.of(pipe.unet)
         factor = pipe.vae_scale_factor
         self.latent_shape = (pipe.unet.config.in_channels, height // factor, width // factor)
-        pipe.scheduler.set_timesteps(steps)  # on the CPU: indexing with it never waits for the GPU
+        pipe.scheduler.set_timesteps(steps)  # on the CPU: indexing must not wait for a GPU
         self.timesteps = list(pipe.scheduler.timesteps)
         self.device_timesteps = pipe.scheduler.timesteps.to(self.device)
         self.embeddings: dict[str, torch.Tensor] = {}
@@ -174,8 +180,8 @@ class Sampler:
     def embed(self, prompt: str) -> torch.Tensor:
         """The text encoder's output [T, D] for one prompt, computed once.
 
-        Prompts go through one at a time, so that an embedding has the same bits whatever other
-        prompts the run needs.
+        Prompts are encoded one at a time, so that an embedding has the same bits whatever other
+        prompts a run needs.
         """
         if prompt not in self.embeddings:
             embedding, _ = self.pipe.encode_prompt(prompt, self.device, 1, False)
@@ -190,8 +196,8 @@ class Sampler:
     def noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """Initial latents float32 [B, C, h, w], each image's from its own CPU generator.
 
-        That generator uses the low 32 bits of a seed: of the paper's 42,000 images two may start
-        from the same noise (chance 0.2), practically never with the same prompt (0.001).
+        The generator uses the low 32 bits of a seed. Among the paper's 42,000 images two share
+        their noise with a chance of 0.2, their prompt as well with one of 0.001.
         """
         rows = [
             torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
@@ -206,7 +212,7 @@ class Sampler:
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """Denoise and decode one batch; uint8 [B, H, W, 3] on the device.
 
-        Classifier-free guidance takes one UNet forward of 2B; with guidance <= 1 it is one of B.
+        Classifier-free guidance takes one UNet forward of 2B; without it (guidance <= 1), one of B.
         """
         scheduler, guided = self.pipe.scheduler, self.guidance > 1
         text = [self.embed(prompt) for prompt in prompts]
@@ -221,7 +227,7 @@ class Sampler:
             for t, device_t in zip(self.timesteps, self.device_timesteps, strict=True):
                 inputs = scheduler.scale_model_input(latents, t).to(self.dtype)
                 out = self.unet(inputs, device_t)
-                out = out.float()  # the solver's differences of close numbers are taken in fp32
+                out = out.float()  # the solver subtracts close numbers, so in fp32
                 if guided:
                     unconditional, conditional = out.chunk(2)
                     out = unconditional + self.guidance * (conditional - unconditional)

@@ -26,16 +26,16 @@ class PromptSet:
 
 
 def read_prompts(path: str | Path) -> PromptSet:
-    """Read a prompt file; anything wrong with it is a UserError naming the file."""
+    """Read a prompt file. Raises UserError naming the file for anything wrong with it."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors add a mark
     except FileNotFoundError:
         beside = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        found = f"; {path.parent} holds {', '.join(beside)}" if beside else ""
+        found = f" ({path.parent} holds {', '.join(beside)})" if beside else ""
         raise UserError(
-            f"--prompts {path}: there is no such file; write one with prompts/build.py or name one "
-            f"of the committed files in prompts/{found}"
+            f"--prompts {path} does not exist; give a file of prompts/, or build one with "
+            f"python -m prompts.build{found}"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(
@@ -43,7 +43,7 @@ def read_prompts(path: str | Path) -> PromptSet:
         ) from None
     except OSError as error:
         raise UserError(
-            f"--prompts {path} cannot be read ({error.strerror or error}); name a prompt file, "
+            f"--prompts {path} cannot be read ({error.strerror or error}); give a prompt file, "
             "such as those in prompts/"
         ) from None
     needs = (
@@ -53,26 +53,24 @@ def read_prompts(path: str | Path) -> PromptSet:
         content = json.loads(text)
         name, target, protected = (content[key] for key in ("set", "target", "protected"))
         cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
-    except RecursionError:
-        raise UserError(f"--prompts {path} is nested too deeply to be read; {needs}") from None
-    except ValueError as error:
-        raise UserError(f"--prompts {path} is not valid JSON ({error}); {needs}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--prompts {path} cannot be read as JSON ({error}); {needs}") from None
     except KeyError as error:
         key = error.args[0]
         raise UserError(f'--prompts {path} has no "{key}"; {needs}') from None
-    except TypeError:  # a list or a number in the place of an object
+    except TypeError:  # a list or a number where an object belongs
         raise UserError(f"--prompts {path} is not a prompt file; {needs}") from None
     for word in (name, target, protected):
         if not isinstance(word, str) or not re.fullmatch(r"[\w-]+", word):
             raise UserError(
-                f"--prompts {path}: {word!r} cannot name a folder; set, target and protected are "
-                "words of letters, digits, - and _"
+                f"--prompts {path}: {word!r} cannot name a folder; use letters, digits, - and _ "
+                "for set, target and protected"
             )
     for (y, a), prompts in cells.items():
         texts = isinstance(prompts, list) and all(isinstance(p, str) and p.strip() for p in prompts)
         if not prompts or not texts:
             raise UserError(
-                f"--prompts {path}: cell {y}_{a} must be a non-empty list of prompts; "
-                "python -m prompts.check says what is wrong with a prompt file"
+                f"--prompts {path}: group {y}_{a} must be a non-empty list of prompts; check the "
+                "file with python -m prompts.check"
             )
     return PromptSet(name, target, protected, cells)

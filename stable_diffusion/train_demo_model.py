@@ -2,16 +2,18 @@
 
     python -m stable_diffusion.train_demo_model    # some hours on 2 cores, minutes on a GPU
 
-Trained on the TRAINING partition of the demo faces only, in three stages: the autoencoder
-(64x64 -> 16x16x4), the text encoder against the labels, the UNet on cached latents with the text
-encoder frozen, as in Stable Diffusion. (Trained along with the UNet instead, the text encoder had
-not told "smiling" from "not smiling" after 130,000 images: a smile is too few of the pixels.)
-`--start stable_diffusion/demo_model` trains the committed one on where the wording changed.
-Each stage checkpoints and resumes from its last checkpoint, the first and the last draw a grid;
-the result is written in diffusers' own format (safetensors, fp16) to stable_diffusion/demo_model/.
+It sees the training partition of the demo faces only, in three stages: the autoencoder
+(64x64 -> 16x16x4), the text encoder on the labels, and the UNet on cached latents with the text
+encoder frozen, as in Stable Diffusion. (A text encoder trained along with the UNet did not tell
+"smiling" from "not smiling" after 130,000 images: a smile is too few of the pixels.)
+`--start stable_diffusion/demo_model` trains the committed model further, for prompts in new words.
+Every stage saves checkpoints; the first and the last also draw a grid. The result is written in
+diffusers' own format (safetensors, fp16) to stable_diffusion/demo_model/.
 
-Schedule: squared-cosine betas with v-prediction, because a latent of 16x16 keeps its mean colour
-visible under SD's own schedule up to the last step, which shows as colour casts in the samples.
+Interrupted; rerun the same command to resume.
+
+The schedule has squared-cosine betas with v-prediction: under SD's own, a 16x16 latent keeps its
+mean colour to the last step, which gives the samples colour casts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torchvision.utils import make_grid
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from datasets import celeba, demo
@@ -33,7 +34,9 @@ from stable_diffusion.demo_trainer import Trainer
 from stable_diffusion.pipeline import pick_device
 from utils.errors import exit_cleanly
 from utils.files import atomic_path
+from utils.metrics import group_index
 from utils.options import ArgumentParser, path
+from utils.progress import progress
 
 HERE = Path(__file__).resolve().parent
 SIZE, LATENT_CHANNELS, WIDTH = 64, 4, 128  # pixels, channels of a latent, text embedding
@@ -42,12 +45,12 @@ CAPTION_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance
 
 
 def read_faces(root: Path) -> tuple[torch.Tensor, np.ndarray]:
-    """uint8 [N, 3, 64, 64] and labels [N, 3] (Smiling, Male, Young in {0, 1}), training part."""
+    """uint8 [N, 3, 64, 64] and labels [N, 3] (Smiling, Male, Young in {0, 1}) of training faces."""
     table = celeba.read_table(root)
     table = table[table["partition"] == 0]
     labels = (table[["Smiling", "Male", "Young"]].to_numpy() > 0).astype(np.int64)
     images = np.empty((len(table), SIZE, SIZE, 3), dtype=np.uint8)
-    for row, name in enumerate(tqdm(table.index, desc="reading faces", unit="face")):
+    for row, name in enumerate(progress(table.index, desc="reading faces", unit="face")):
         images[row] = np.asarray(Image.open(celeba.image_folder(root) / name).convert("RGB"))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
@@ -88,7 +91,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def vae_loss(images: torch.Tensor, device):
-    """L1 on pixels and on their horizontal and vertical differences, a little KL."""
+    """L1 of pixels and of their horizontal and vertical differences, and a little KL."""
 
     def loss(vae, rows, generator):
         x = images[rows].to(device).float() / 127.5 - 1  # [B, 3, 64, 64]
@@ -113,8 +116,10 @@ def tokenize(captions: Captions, labels, tokenizer, dropout: float, generator) -
 
 
 def text_loss(labels, captions: Captions, tokenizer, device):
-    """What CLIP's contrastive loss does for Stable Diffusion, on a small scale: the states from the
-    end of the caption on must tell its labels along three fixed directions (cross-entropy)."""
+    """Cross-entropy of a caption's labels, read off its final states along three fixed directions.
+
+    It does on a small scale what CLIP's contrastive loss does for Stable Diffusion.
+    """
     directions = torch.linalg.qr(
         torch.randn(WIDTH, 3, generator=torch.Generator().manual_seed(0))
     ).Q.to(device)
@@ -157,9 +162,9 @@ def unet_loss(latents, labels, captions: Captions, tokenizer, text_encoder, sign
 
 @torch.no_grad()
 def encode_all(vae, images: torch.Tensor, device) -> torch.Tensor:
-    """Latent means, plain and mirrored, times the scaling factor: float32 [2, N, 4, 16, 16]."""
+    """Latent means, as is and mirrored, times the scaling factor: float32 [2, N, 4, 16, 16]."""
     parts = []
-    for start in tqdm(range(0, len(images), 256), desc="latents", unit="batch"):
+    for start in progress(range(0, len(images), 256), desc="latents", unit="batch"):
         x = images[start : start + 256].to(device).float() / 127.5 - 1
         parts.append(torch.stack([vae.encode(z).latent_dist.mean.cpu() for z in (x, x.flip(-1))]))
     latents = torch.cat(parts, dim=1)
@@ -184,7 +189,7 @@ def save_grid(path: Path, images: torch.Tensor, columns: int = 8) -> None:
 
 
 def sample_grid(path: Path, pipeline: StableDiffusionPipeline) -> None:
-    """Eight faces of each Smiling/Male cell, one row a cell."""
+    """Eight faces of each Smiling/Male group, one row per group."""
     pipeline.set_progress_bar_config(disable=True)
     words = ("serious woman", "serious man", "smiling woman", "smiling man")
     prompts = [f"Portrait face photo of a {w}." for w in words for _ in range(8)]
@@ -195,10 +200,10 @@ def sample_grid(path: Path, pipeline: StableDiffusionPipeline) -> None:
     save_grid(path, images.cpu().float() * 2 - 1)
 
 
-def train_vae(args, images: torch.Tensor, cells: np.ndarray, device) -> AutoencoderKL:
-    """The autoencoder, from random weights or its last checkpoint."""
+def train_vae(args, images: torch.Tensor, groups: np.ndarray, device) -> AutoencoderKL:
+    """The trained autoencoder; starts from random weights or its last checkpoint."""
     stage = Trainer(
-        args.work / "vae", new_vae(), vae_loss(images, device), cells=cells,
+        args.work / "vae", new_vae(), vae_loss(images, device), groups=groups,
         batch=args.batch_vae, steps=args.steps_vae, lr=1e-3, average=0.995, device=device,
     )
 
@@ -218,26 +223,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=path, default=Path("data/demo"), help="unpacked faces")
     parser.add_argument("--work", type=path, default=Path("data/demo_model"), help="checkpoints")
     parser.add_argument("--out", type=path, default=HERE / "demo_model")
-    parser.add_argument("--start", type=path, help="a demo model to train on, with its tokenizer "
-                        "and autoencoder: its text encoder and UNet learn the captions of today")
+    parser.add_argument("--start", type=path, help="demo model to train further: it keeps its "
+                        "tokenizer and autoencoder, and learns today's captions")
     parser.add_argument("--steps-vae", type=int, default=2000)
     parser.add_argument("--steps-text", type=int, default=600)
     parser.add_argument("--steps-unet", type=int, default=9000)
     parser.add_argument("--batch-vae", type=int, default=8)
     parser.add_argument("--batch-unet", type=int, default=32)
-    parser.add_argument("--bf16", action="store_true", help="autocast; pays where bf16 is native")
+    parser.add_argument("--bf16", action="store_true", help="autocast; faster where bf16 is native")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     torch.manual_seed(0)
 
     images, labels = read_faces(demo.unpack(args.data))
-    cells = 2 * labels[:, 0] + labels[:, 1]  # Smiling x Male, what the demo is judged on
+    groups = group_index(labels[:, 0], labels[:, 1])  # Smiling x Male, the demo's own pair
     captions = Captions()
     if args.start is None:
         tokenizer = train_tokenizer(captions)
         text_encoder, unet = new_text_encoder(tokenizer), new_unet()
-        vae = train_vae(args, images, cells, device)
+        vae = train_vae(args, images, groups, device)
     else:
         given = StableDiffusionPipeline.from_pretrained(args.start, torch_dtype=torch.float32)
         tokenizer, text_encoder, unet = given.tokenizer, given.text_encoder, given.unet
@@ -246,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
 
     stage = Trainer(
         args.work / "text", text_encoder,
-        text_loss(labels, captions, tokenizer, device), cells=cells,
+        text_loss(labels, captions, tokenizer, device), groups=groups,
         batch=64, steps=args.steps_text, lr=1e-3, average=0.99, device=device,
     )
     stage.run("text encoder", args.bf16, lambda average: None)
@@ -255,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
     stage = Trainer(
         args.work / "unet", unet,
         unet_loss(latents, labels, captions, tokenizer, text_encoder,
-                  scheduler().alphas_cumprod, device), cells=cells,
+                  scheduler().alphas_cumprod, device), groups=groups,
         batch=args.batch_unet, steps=args.steps_unet, lr=1e-3, average=0.999, device=device,
     )
     stage.run("unet", args.bf16, lambda average: sample_grid(

@@ -1,4 +1,4 @@
-"""PNG files written by threads, so that the device never waits for an encoder or a disk."""
+"""Write PNG files in threads, so that the device never waits for an encoder or a disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Self
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from stable_diffusion.manifest import Row
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.progress import Bar
 
 
 class ImageWriter:
     """Encodes and writes finished batches in threads, at most two batches behind the device."""
 
-    def __init__(self, folder: Path, size: int, threads: int, bar: tqdm):
+    def __init__(self, folder: Path, size: int, threads: int, bar: Bar):
         self.folder, self.size, self.bar = folder, size, bar
         self.pool = ThreadPoolExecutor(threads)
         self.pending: deque[list[Future]] = deque()
@@ -31,7 +31,7 @@ class ImageWriter:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        """Wait for what is being written; after an error drop what has not begun."""
+        """Wait for pending writes; after an error, drop those that have not begun."""
         try:
             if kind is None:
                 self.wait(0)
@@ -39,7 +39,7 @@ class ImageWriter:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, rows: Sequence[Row], pixels: torch.Tensor) -> None:
-        """`pixels` uint8 [>= len(rows), H, W, 3] on any device; the copy is not waited for here."""
+        """Queue `pixels`, uint8 [>= len(rows), H, W, 3] on any device; the copy is asynchronous."""
         arrived = None
         if pixels.is_cuda:
             host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
@@ -53,7 +53,7 @@ class ImageWriter:
         )
 
     def wait(self, batches: int) -> None:
-        """Wait until at most `batches` are being written; raises what writing them raised."""
+        """Wait until at most `batches` are pending; raises what writing them raised."""
         while len(self.pending) > batches:
             for future in self.pending.popleft():
                 future.result()
@@ -64,10 +64,10 @@ class ImageWriter:
             arrived.synchronize()
         image = Image.fromarray(pixels.numpy())
         if all(low == high for low, high in image.getextrema()):
-            # NaN becomes 0: a whole folder of black images would look like a finished one
+            # NaN becomes 0: without this a folder of black images would look finished
             raise UserError(
                 f"the image {row.path} came out in one colour, as after an overflow; use another "
-                "--precision (fp32 or bf16) or check the --model, and start again"
+                "--precision (fp32 or bf16) or check --model, and rerun the command"
             )
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
@@ -83,11 +83,11 @@ def write_batches(
     folder: Path,
     size: int,
     batch_size: int,
-    bar: tqdm,
+    bar: Bar,
 ) -> None:
-    """Write what `draw` makes of each batch of rows, as ImageWriter.add takes it.
+    """Generate each batch with `draw` (rows -> uint8 [B, H, W, 3]) and write its images.
 
-    Every batch is drawn at `batch_size`, a short one filled up and cut off after: one shape means
+    A short batch is filled up to `batch_size` and its surplus thrown away: with one shape there is
     one compilation, and an image has the same bits in a short batch. Raises UserError where the
     device runs out of memory.
     """
@@ -103,12 +103,12 @@ def write_batches(
             raise
         raise UserError(
             f"the device is out of memory with --batch-size {batch_size}; lower it or give "
-            "--decode-batch, and start again: finished images are kept"
+            "--decode-batch, and rerun the command: finished images are kept"
         ) from None
 
 
 def remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
-    """Remove half-written files that a killed process left beside images of these batches."""
+    """Remove half-written files of these batches that a killed process left behind."""
     own = {row.path for rows in batches for row in rows}
     for parent in {PurePosixPath(path).parent for path in own}:
         for file in (folder / parent).glob(".*.png.*.tmp"):
@@ -118,7 +118,7 @@ def remove_leftovers(folder: Path, batches: Sequence[Sequence[Row]]) -> None:
 
 
 def is_running(process: str) -> bool:
-    """Whether a process of that number is alive; True where asking would end it (Windows)."""
+    """Whether a process with that number is alive; True on Windows, where asking would kill it."""
     if os.name == "nt":
         return True
     try:

@@ -25,7 +25,7 @@ PHRASES = {name: NAMED.get(name, name) for name in NAMED_BY}
 
 
 def varied(number: int = 20, head_poses: bool = False, attributes: bool = False) -> dict:
-    """A Smiling, Male document with `number` prompts a cell that share few words.
+    """A Smiling, Male document with `number` prompts per group that share few words.
 
     attributes: each prompt names one of CelebA's, all in turn.
     """

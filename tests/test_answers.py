@@ -1,4 +1,4 @@
-"""What is taken of a language model's answer, and what is given up of the request for it."""
+"""Which prompts of a language model's answer are used, and when response_format is given up."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_response_format_is_given_up_and_not_the_server(
     assert code == 0, err
     assert json.loads(out.read_text())["cells"] == expected(4)
     assert counts == {"with": FAULTS[fault], "without": 4}
-    assert err.count("asking without from here") == 1
+    assert err.count("from now on it is left out") == 1
 
 
 @pytest.mark.parametrize("fault", [None, 500])
@@ -159,7 +159,7 @@ def test_a_flag_never_asks_for_response_format(
 
 
 def test_answers_that_are_kept_are_read_again(server, tmp_path, capsys):  # noqa: F811
-    """A stop between an answer and its use, or an older reading of it, costs nothing twice."""
+    """An answer that was stopped before its use, or read by older code, is not asked for again."""
     server.script = ["good", 404, 404]
     out = tmp_path / "Smiling_Male_contextual_4.json"
     assert ask(server, out, capsys)[0] == 2

@@ -13,7 +13,7 @@ from datasets import ci_mnist, tabular
 from datasets.array_loader import ArrayLoader
 from datasets.augment import shuffled
 from datasets.base import ArrayTable, save_list
-from models import backbones
+from models import backbones, heads
 from utils.errors import UserError
 
 SAMPLE = Path(__file__).parent / "mnist"  # 240 and 40 digits
@@ -139,7 +139,7 @@ def test_the_small_networks_are_the_papers(name, parameters, features):
     assert sum(p.numel() for p in model.parameters()) == parameters
     if name != "logistic":
         assert f"{parameters:,} parameters" in backbones.SMALL[name].make.__doc__
-    head = model.get_submodule(backbones.output_layer(model))
+    head = model.get_submodule(heads.output_layer(model))
     assert isinstance(head, nn.Linear) and head.in_features == features
     x = torch.rand(5, 3, 28, 28)
     assert model(x).shape == (5, 1) and model[:-1](x).shape == (5, features)

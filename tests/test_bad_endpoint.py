@@ -28,7 +28,7 @@ from utils.reporting import __main__ as reporting
 
 @pytest.fixture(autouse=True)
 def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
+    """train.main must not install its SIGTERM handler: it would be pytest's."""
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
@@ -36,7 +36,7 @@ def own_signal_handler(monkeypatch):
 
 
 def reply(text: str, status: int = 200, kind: str = "application/json", **headers):
-    """What the server says to every request, whatever it is asked."""
+    """What the server answers to every request."""
 
     def respond(handler) -> None:
         handler.rfile.read(int(handler.headers["Content-Length"]))
@@ -141,7 +141,7 @@ def test_the_key_is_in_nothing_that_any_command_leaves(
     document["cells"] = {cell: ["a face"] for cell in document["cells"]}  # short for a tiny model
     out.write_text(json.dumps(document))
     made = ["--model", tiny_pipeline_dir, "--prompts", out, "--out", tmp_path / "images"]
-    made += ["--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    made += ["--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
     generate.main([str(flag) for flag in made])
     audit.main(["--images", str(tmp_path / "images"), "--grid", "1", "--device", "cpu"])
     data = tiny.make(tmp_path / "data")
@@ -159,7 +159,7 @@ def test_the_key_is_in_nothing_that_any_command_leaves(
 
 @pytest.fixture
 def small_disk():
-    """No file may grow beyond 600 bytes, as for a writer who meets the end of a disk."""
+    """No file may grow beyond 600 bytes, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -192,7 +192,7 @@ def writers(tmp_path: Path, pipeline: Path) -> dict:
     write_runs(tmp_path / "setting")
     table = noise(tmp_path / "noise.png")
     images = ["--model", pipeline, "--prompts", prompts, "--out", tmp_path / "out",
-              "--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+              "--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
     prompt_flags = ["--target", "Smiling", "--protected", "Male", "--number", 2, "--model", "m",
                     "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "out" / "p.json"]
     return {
@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_written_whole(
 def test_a_disk_found_full_when_it_is_flushed(
     command, tiny_pipeline_dir, tmp_path, capsys, monkeypatch
 ):
-    """Network and thin disks say so late, in fsync."""
+    """Network and thin-provisioned disks report it late, in fsync."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     main, arguments = writers(tmp_path, tiny_pipeline_dir)[command]
 

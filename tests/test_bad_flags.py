@@ -16,7 +16,7 @@ import train
 from datasets import check
 from prompts import build
 from prompts import check as prompts_check
-from stable_diffusion import audit, generate
+from stable_diffusion import audit, correlate, generate
 from utils.preemption import PREEMPTION
 from utils.reporting import __main__ as reporting
 
@@ -50,10 +50,10 @@ GENERATE = [
     (["--prompts", "."], "--prompts"),
     (["--out", "file"], "--out"),
     (["--out", ""], "--out"),
-    (["--images-per-cell", "-1"], "--images-per-cell"),
-    (["--images-per-cell", "100001"], "--images-per-cell"),
-    (["--cells", "0_2"], "--cells"),
-    (["--cells"], "--cells"),
+    (["--images-per-group", "-1"], "--images-per-group"),
+    (["--images-per-group", "100001"], "--images-per-group"),
+    (["--groups", "0_2"], "--groups"),
+    (["--groups"], "--groups"),
     (["--seed", "-1"], "--seed"),
     (["--seed", str(2**63)], "--seed"),
     (["--seed", "1.5"], "--seed"),
@@ -80,7 +80,7 @@ GENERATE = [
     (["--shard", "1/0"], "--shard"),
     (["--shard", "-1/2"], "--shard"),
     (["--shard", "one"], "--shard"),
-    (["--balanced-per-cell", "0"], "--balanced-per-cell"),
+    (["--balanced-per-group", "0"], "--balanced-per-group"),
     (["--biased-majority", "6"], "biased.csv"),
     (["--biased-minority", "-2"], "--biased-minority"),
 ]
@@ -94,7 +94,7 @@ def prompt_file(tmp_path_factory) -> Path:
 
 
 def generation(model: Path, prompts: Path, out: Path) -> list[str]:
-    fixed = ["--model", model, "--prompts", prompts, "--out", out, "--images-per-cell", 5]
+    fixed = ["--model", model, "--prompts", prompts, "--out", out, "--images-per-group", 5]
     return [str(flag) for flag in [*fixed, "--steps", 2, "--batch-size", 2, "--device", "cpu"]]
 
 
@@ -141,6 +141,9 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--size", "1000"], "--size"),
     (["--size", "every"], "--size"),
     (["--size", "all", "--rule", "random"], "--rule"),
+    (["--positive", "male"], "--positive"),
+    (["--dataset", "folder"], "--target"),
+    (["--dataset", "folder", "--target", "Smiling"], "--protected"),
     (["--size", "all", "--minority", "0.2"], "--minority"),
     (["--minority", "nan"], "--minority"),
     (["--test-size", "-4"], "--test-size"),
@@ -185,7 +188,11 @@ TRAIN = [  # beside WRONG_FLAGS
     (["--methods", "erm", "--name", "submitit"], "--name 'submitit'"),
     (["--methods", "update_layer1", "--backbone", "vit_small_patch32"], "update_layer1"),
     (["--methods", "erm", "fairif", "--val", "none"], "--val none"),
+    (["--methods", "full_interpolated", "--val", "none"], "--val none"),
+    (["--methods", "counterweighted", "--set", "others=1.5"], "others=1.5"),
     (["--launcher", "pbs"], "--launcher"),
+    (["--search", "nowhere.toml"], "--search nowhere.toml"),
+    (["--search", "."], "--search ."),
     (["--slurm", "time=60"], "--slurm"),
     (["--slurm", "time", "--launcher", "slurm"], "--slurm time"),
     (["--tensorboard=yes"], "--tensorboard"),
@@ -224,6 +231,11 @@ OTHERS = [
     (audit.main, ["--images", "made", "--judge", "nowhere.pt", "--device", "cpu"], "--judge"),
     (audit.main, ["--images", "made", "--clip", "./none", "--device", "cpu"], "--clip"),
     (audit.main, ["--grid", "2"], "--images"),
+    (audit.main, ["--images", "made", "--dataset", "imagenet", "--features", "none.pt"],
+     "--features"),
+    (audit.main, ["--images", "made", "--photographs", "few"], "--photographs"),
+    (correlate.main, ["--metric", "wst"], "--set"),
+    (correlate.main, ["--set", "made"], "--set"),
     (check.main, ["--dataset", "imagenet", "--root", "."], "--dataset"),
     (check.main, ["--dataset", "celeba"], "--root"),
     (check.main, ["--dataset", "celeba", "--root", "nowhere"], "nowhere"),

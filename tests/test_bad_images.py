@@ -235,7 +235,7 @@ def test_train_on_a_bad_photograph(kind, data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["zero bytes", "an animated PNG", "a decompression bomb"])
-def test_train_on_a_bad_generated_image(kind, data, tmp_path, capsys):
+def test_train_on_a_bad_synthetic_image(kind, data, tmp_path, capsys):
     spoil(data / "synthetic" / "Smiling_Male" / "1_0" / "00003.png", kind)
     arguments = tiny.flags(data, tmp_path / "results", "--methods", "aim_fair")
     refused(capsys, train.main, arguments, names="00003.png", out=tmp_path / "results")

@@ -1,4 +1,4 @@
-"""Models and checkpoints of another kind, cut off, with code in them, or that give nothing."""
+"""Models and checkpoints of another kind, cut off, holding code, or giving black images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(autouse=True)
 def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
+    """train.main must not install its SIGTERM handler: it would be pytest's."""
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 class Shouting:
-    """Unpickled, it would write a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -58,7 +58,7 @@ def command(model: Path, tmp_path: Path, cells: dict | None = None) -> list:
     document = {"set": "plain", "target": "Smiling", "protected": "Male", "cells": cells or CELLS}
     prompts.write_text(json.dumps(document))
     fixed = ["--model", model, "--prompts", prompts, "--out", tmp_path / "out"]
-    return [*fixed, "--images-per-cell", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    return [*fixed, "--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
 
 
 def configured(part: str, **values) -> Callable[[Path], None]:
@@ -172,8 +172,8 @@ def test_a_prompt_beyond_the_models_context(model, tmp_path, capsys):
         capsys, generate.main, command(model, tmp_path, cells), names="Smiling_Male_plain.json",
         out=tmp_path / "out",
     )  # fmt: skip
-    assert "prompt 2 of cell 1_0" in sentence
-    assert "77 tokens" in sentence
+    assert "prompt 2 of group 1_0" in sentence
+    assert "the model's 77" in sentence
 
 
 # --- classifiers ---------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def judge(network: str = "resnet18", **fields) -> dict:
 
 
 JUDGES: dict[str, Callable[[Path], object]] = {
-    "another backbone": lambda path: torch.save(judge("resnet34"), path),
+    "an unknown backbone": lambda path: torch.save(judge(backbone="resnet19"), path),
     "another backbone's weights": lambda path: torch.save(
         judge("resnet34", backbone="resnet18"), path),
     "bare weights": lambda path: torch.save(weights_of("resnet18"), path),

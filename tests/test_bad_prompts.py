@@ -1,4 +1,4 @@
-"""Prompt files that are wrong, and those that only look so."""
+"""Prompt files that are wrong, and some that only look wrong."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_generation_from_a_wrong_prompt_file(case, tiny_pipeline_dir, tmp_path, 
     path.write_bytes(after.encode() if isinstance(after, str) else after)
     arguments = [
         "--model", tiny_pipeline_dir, "--prompts", path, "--out", tmp_path / "images",
-        "--images-per-cell", 5, "--device", "cpu",
+        "--images-per-group", 5, "--device", "cpu",
     ]  # fmt: skip
     refused(capsys, generate.main, arguments, names=str(path), out=tmp_path)
 
@@ -122,12 +122,12 @@ def test_a_broken_partial_file(text, tmp_path, capsys, monkeypatch):
 
 
 CAUSES = {  # what stands at the path: the cause that both readers must name
-    "nothing": (lambda path: None, ("does not exist", "there is no such file")),
+    "nothing": (lambda path: None, ("does not exist",) * 2),
     "a folder": (lambda path: path.mkdir(), ("Is a directory",) * 2),
     "UTF-16": (lambda path: path.write_text("{}", encoding="utf-16"), ("is not UTF-8 text",) * 2),
     "Latin 1": (lambda path: path.write_bytes(b'{"set": "\xe9"}'), ("is not UTF-8 text",) * 2),
-    "half of it": (lambda path: path.write_text('{"set": '), ("is not valid JSON",) * 2),
-    "no end": (lambda path: path.write_text("[" * 100_000), ("is nested too deeply",) * 2),
+    "half of it": (lambda path: path.write_text('{"set": '), ("cannot be read as JSON",) * 2),
+    "no end": (lambda path: path.write_text("[" * 100_000), ("recursion",) * 2),
 }
 
 

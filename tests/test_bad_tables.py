@@ -259,7 +259,7 @@ def test_generation_into_a_wrong_manifest(case, generated, tiny_pipeline_dir, tm
     path = spoiled_manifest(generated, case)
     arguments = [
         "--model", tiny_pipeline_dir, "--prompts", tmp_path / "Smiling_Male_plain.json",
-        "--out", tmp_path / "images", "--images-per-cell", 4, "--steps", 2, "--device", "cpu",
+        "--out", tmp_path / "images", "--images-per-group", 4, "--steps", 2, "--device", "cpu",
     ]  # fmt: skip
     refused(capsys, generate.main, arguments, names=str(path), out=tmp_path)
 
@@ -286,13 +286,13 @@ def test_audit_of_a_folder_of_another_name(generated, tmp_path, capsys):
     refused(capsys, audit.main, arguments, names="faces", out=tmp_path)
 
 
-def test_a_cell_of_the_images_is_a_file(generated, tiny_pipeline_dir, tmp_path, capsys):
+def test_the_folder_of_a_group_is_a_file(generated, tiny_pipeline_dir, tmp_path, capsys):
     shutil.rmtree(generated)
     generated.mkdir()
     (generated / "0_1").write_text("in the way")
     arguments = [
         "--model", tiny_pipeline_dir, "--prompts", tmp_path / "Smiling_Male_plain.json",
-        "--out", tmp_path / "images", "--images-per-cell", 1, "--steps", 1, "--device", "cpu",
+        "--out", tmp_path / "images", "--images-per-group", 1, "--steps", 1, "--device", "cpu",
         "--batch-size", 1,
     ]  # fmt: skip
     refused(capsys, generate.main, arguments, names=os.path.join("Smiling_Male", "0_1"))

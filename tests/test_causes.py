@@ -1,4 +1,4 @@
-"""What a sentence names as the cause is the cause: rights and disks are not damaged files."""
+"""The cause in a message is the real one: missing rights and failing disks are no damaged files."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ DENIED = (errno.EACCES, "Permission denied")
 
 @pytest.fixture
 def closed(monkeypatch):
-    """A function that makes a file or folder one that this user may not read."""
+    """A function that makes a file or folder unreadable for this user."""
     paths: set[str] = set()
 
     def guard(module, name):

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torchvision.transforms.v2 import functional
 
 import train
+from datasets.augment import evenly
 from datasets.base import ImageTable
-from datasets.edits import PairLoader, load_edits
+from datasets.edits import EditLoader, jitter_colours, load_edits
 from models import METHODS, backbones
 from models import method as method_module
 from models.debiasing import DEBIASING, base
@@ -37,7 +39,13 @@ from models.debiasing.lff import (
     relative_difficulty,
     running_mean,
 )
-from models.debiasing.maple import environment_risk, hypergradient, project, sample_mask
+from models.debiasing.maple import (
+    annealed,
+    environment_risk,
+    hypergradient,
+    project,
+    sample_mask,
+)
 from models.method import Method, new_model
 from utils.engine import fit
 from utils.errors import UserError
@@ -188,12 +196,18 @@ def test_mask_is_bernoulli_and_lets_gradients_through():
     assert torch.isfinite(s.grad).all() and (s.grad > 0).all()
 
 
-def test_the_risk_is_that_of_the_environments_in_the_batch():
+def test_the_risk_is_the_variance_over_the_environments_in_the_batch():
     losses = torch.tensor([1.0, 3.0, 5.0])
-    assert float(environment_risk(losses, torch.tensor([0, 0, 1]), 10.0)) == 3.5 + 10 * 1.5**2
+    assert float(environment_risk(losses, torch.tensor([0, 0, 1]))) == 1.5**2  # of 2 and 5
     for absent in (0, 1):
         present = torch.full((4,), 1 - absent)
-        assert float(environment_risk(torch.ones(4), present, 10.0)) == 1.0
+        assert float(environment_risk(torch.rand(4), present)) == 0.0
+
+
+def test_the_temperature_falls_from_1_to_3_percent():
+    temperatures = [annealed(part / 10) for part in range(11)]
+    assert (temperatures[0], temperatures[-1]) == (1, pytest.approx(0.03))
+    assert np.diff(temperatures) == pytest.approx(-0.097)
 
 
 def test_hypergradient_against_finite_differences():
@@ -205,7 +219,7 @@ def test_hypergradient_against_finite_differences():
     kept, lr = 4.0, 0.3
 
     def outer(losses):
-        return environment_risk(losses, environments, 10.0)
+        return environment_risk(losses, environments)
 
     def risk_after_a_step(mask):  # an SGD step on a copy, nothing differentiated through it
         copy = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
@@ -318,22 +332,25 @@ def test_the_probe_leaves_the_encoder_as_it_is():
         DEBIASING["diga"](model, Recipe(1, 0.1), encoder={"9.weight": head}, options={})
 
 
-COPIES, PICTURES = 3, 7
+COPIES, PICTURES = 3, 7  # of each side; training images
+HEAD = "path,source,protected\n"
 
 
 @pytest.fixture
 def edited(tmp_path) -> tuple[ImageTable, Path]:
-    """(seven training images, folder of three edits of each); edit j of image i is grey 30 i + 3 j.
+    """(seven training images, folder of six edits of each, three a side); edit j of side s of
+    image i is grey 30 i + 10 s + 3 j.
 
     The manifest lists the copies in turn, and one further edit of the first image.
     """
     names = [f"{i}.jpg" for i in range(PICTURES)]
-    rows = [(f"e{i}_{j}.png", f"some/folder/{i}.jpg", 30 * i + 3 * j)
-            for j in range(COPIES) for i in range(PICTURES)]
-    rows.append(("more.png", "0.jpg", 200))
-    for file, _, grey in rows:
+    rows = [(f"e{i}_{s}_{j}.png", f"some/folder/{i}.jpg", s, 30 * i + 10 * s + 3 * j)
+            for j in range(COPIES) for s in (1, 0) for i in range(PICTURES)]
+    rows.append(("more.png", "0.jpg", 1, 222))
+    for file, *_, grey in rows:
         Image.new("RGB", (20, 16), (grey,) * 3).save(tmp_path / file)
-    text = "degree,source,path\n" + "".join(f"0.5,{source},{file}\n" for file, source, _ in rows)
+    text = "degree,source,path,protected\n" + "".join(
+        f"0.5,{source},{file},{side}\n" for file, source, side, _ in rows)
     (tmp_path / "manifest.csv").write_text(text)
     y = [i % 2 for i in range(PICTURES)]
     table = ImageTable("real", [f"/photographs/{name}" for name in names], y, y)
@@ -343,55 +360,105 @@ def edited(tmp_path) -> tuple[ImageTable, Path]:
 def test_edits_follow_their_images(edited):
     table, folder = edited
     edits = load_edits(folder, table)
-    assert [Path(path).name for path in edits.paths[:5]] == [
-        "e0_0.png", "e0_1.png", "e0_2.png", "e1_0.png", "e1_1.png"]
-    assert edits.y.tolist() == np.repeat(table.y, COPIES).tolist()
-    assert set(edits.a.tolist()) == {-1}  # nobody knows an edit's group
-    assert len(load_edits(folder, table.take([2, 5]))) == 2 * COPIES
+    assert [Path(path).name for path in edits.paths[:7]] == [
+        "e0_0_0.png", "e0_0_1.png", "e0_0_2.png", "e0_1_0.png", "e0_1_1.png", "e0_1_2.png",
+        "e1_0_0.png"]
+    assert edits.y.tolist() == np.repeat(table.y, 2 * COPIES).tolist()
+    assert edits.a.tolist() == [0, 0, 0, 1, 1, 1] * PICTURES  # the editor's side, not the image's
+    assert len(load_edits(folder, table.take([2, 5]))) == 4 * COPIES
 
 
-def test_a_pair_is_two_edits_of_one_image(edited, tmp_path):
+def loader_of(edited, tmp_path, sides, **more) -> EditLoader:
     table, folder = edited
+    return EditLoader(load_edits(folder, table), np.array(sides), 2, image_size=16, device="cpu",
+                      seed=4, store_dir=tmp_path / "store", **more)
 
-    def loader():
-        return PairLoader(load_edits(folder, table), PICTURES, 2, image_size=16, device="cpu",
-                          seed=4, store_dir=tmp_path / "store")
 
-    first, orders, chosen = loader(), set(), set()
+def test_a_pair_is_two_opposite_edits_of_one_image_redrawn_every_epoch(edited, tmp_path):
+    sides = [[0] * PICTURES, [1] * PICTURES]
+    first, orders, chosen = loader_of(edited, tmp_path, sides, jitter=False), set(), {}
     assert len(first) == 3  # seven images in twos; the last one is dropped
-    for k in range(6):
+    for k in range(12):
         batches = list(first.epoch(k))
         assert len(batches) == 3
         images = []
         for index, x, y, a in batches:
             assert x.shape == (4, 3, 16, 16)
+            image, side, edit = index // 6, index // 3 % 2, index % 3
             grey = ((x + 1) * 127.5).round()
             assert torch.equal(grey.amax((1, 2, 3)), grey.amin((1, 2, 3)))
-            assert grey.amax((1, 2, 3)).tolist() == [30 * (i // 3) + 3 * (i % 3)
-                                                     for i in index.tolist()]
-            image, edit = index // COPIES, index % COPIES
+            assert grey.amax((1, 2, 3)).tolist() == (30 * image + 10 * side + 3 * edit).tolist()
             assert torch.equal(image[:2], image[2:])
-            assert (edit[:2] != edit[2:]).all()
+            assert side.tolist() == [0, 0, 1, 1]
             assert torch.equal(y, image % 2)
             assert (a == -1).all()
             images += image[:2].tolist()
-            chosen |= set(zip(edit[:2].tolist(), edit[2:].tolist(), strict=True))
+            for i, one, other in zip(image[:2].tolist(), edit[:2].tolist(), edit[2:].tolist()):
+                chosen.setdefault(i, set()).add((one, other))
         assert len(set(images)) == 6
         orders.add(tuple(images))
-        again = list(loader().epoch(k))  # a restart sees the same pairs
+        again = list(loader_of(edited, tmp_path, sides, jitter=False).epoch(k))  # after a restart
         assert all(torch.equal(p, q) for b, c in zip(batches, again, strict=True)
                    for p, q in zip(b, c, strict=True))
-    assert len(orders) == 6
-    assert len(chosen) == 6  # every ordered pair of two different edits of three
+    assert len(orders) == 12
+    assert all(len(pairs) > 3 for pairs in chosen.values())
+    assert len(set().union(*chosen.values())) == 9  # every edit of one side with every other's
+
+
+def test_the_probe_sees_the_side_that_it_asks_for(edited, tmp_path):
+    sides = [[1, 0, 1, 0, 1, 0, 0]]
+    loader = loader_of(edited, tmp_path, sides, jitter=False)
+    for index, x, y, _ in (batch for k in range(4) for batch in loader.epoch(k)):
+        assert len(x) == len(y) == 2
+        assert (index // 3 % 2).tolist() == [sides[0][i] for i in (index // 6).tolist()]
+
+
+def test_colours_are_jittered_for_pairs_by_seed_epoch_and_image_alone(edited, tmp_path):
+    sides = [[0] * PICTURES, [1] * PICTURES]
+    plain, loader = (loader_of(edited, tmp_path, sides, jitter=jitter) for jitter in (False, True))
+    ours, again, other = list(loader.epoch(1)), list(loader.epoch(1)), list(loader.epoch(2))
+    assert all(torch.equal(p[1], q[1]) for p, q in zip(ours, again, strict=True))
+    assert not torch.equal(ours[0][1], other[0][1])
+    # crops of a grey image do not show: what differs is the colour
+    moved = [not torch.allclose(p, q, atol=1e-3) for b, c in zip(ours, plain.epoch(1), strict=True)
+             for p, q in zip(b[1], c[1], strict=True)]
+    assert any(moved) and not all(moved)  # 80% of 12
+
+
+def test_jitter_of_a_batch_is_that_of_torchvision_by_hand():
+    x = torch.rand(400, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
+    drawn = torch.rand(400, 6, generator=torch.Generator().manual_seed(1))
+    drawn[:, 4] = 0.5  # hue is another plane's here
+    jittered, changed, grey = jitter_colours(x, drawn), drawn[:, 0] < 0.8, drawn[:, 5] < 0.2
+    for i in range(400):
+        image = (x[i] + 1) / 2
+        if changed[i]:
+            far = (1 + 0.4 * (2 * drawn[i] - 1)).tolist()
+            image = functional.adjust_brightness(image, far[1])
+            image = functional.adjust_contrast(image, far[2])
+            image = functional.adjust_saturation(image, far[3])
+        if grey[i]:
+            image = functional.rgb_to_grayscale(image, 3)
+        torch.testing.assert_close((jittered[i] + 1) / 2, image, atol=2e-3, rtol=0)
+    assert 290 < int(changed.sum()) < 350 and 55 < int(grey.sum()) < 105
+    drawn[:, 0], drawn[:, 1:4], drawn[:, 4], drawn[:, 5] = 0, 0.5, 0.9, 1  # only the hue
+    turned = jitter_colours(x, drawn)
+    assert not torch.allclose(turned, x, atol=1e-2)
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    brightness = [torch.einsum("bchw,c->bhw", image, weights) for image in (x, turned)]
+    torch.testing.assert_close(*brightness, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("text, words", [
     (None, "cannot be read"),
-    ("path,y\n", "lacks the column source"),
-    ("path,source\ne0_0.png,0.jpg\ne0_0.png,0.jpg\n", "lists e0_0.png again"),
-    ("path,source\n../e0_0.png,0.jpg\n", "no path inside"),
-    ("path,source\n/e0_0.png,0.jpg\n", "no path inside"),
-    ("path,source\ne0_0.png,0.jpg\n", "7 of the 7 training images have fewer than two edits"),
+    ("path,y\n", "lacks the column source, protected"),
+    ("path,source\ne0_0_0.png,0.jpg\n", "lacks the column protected"),
+    (HEAD + "e0_0_0.png,0.jpg,0\ne0_0_0.png,0.jpg,1\n", "lists e0_0_0.png again"),
+    (HEAD + "../e0_0_0.png,0.jpg,0\n", "no path inside"),
+    (HEAD + "/e0_0_0.png,0.jpg,0\n", "no path inside"),
+    (HEAD + "e0_0_0.png,0.jpg,2\n", "row 1: protected is '2'; it must be 0 or 1"),
+    (HEAD + "e0_0_0.png,0.jpg,0\n", "7 of the 7 training images have no edits of both sides"),
+    (HEAD + "e0_0_0.png,0.jpg,0\ne0_0_1.png,0.jpg,0\n", "7 of the 7 training images"),
 ])
 def test_a_wrong_manifest_of_edits_is_refused(text, words, edited):
     table, folder = edited
@@ -407,7 +474,7 @@ def test_a_missing_or_ambiguous_edit_is_refused(edited):
     same = ImageTable("real", ["/a/1.jpg", "/b/1.jpg"], [0, 1], [0, 1])
     with pytest.raises(UserError, match="cannot be told apart"):
         load_edits(folder, same)
-    (folder / "e3_1.png").unlink()
+    (folder / "e3_1_2.png").unlink()
     with pytest.raises(UserError, match="1 missing"):
         load_edits(folder, table)
 
@@ -438,8 +505,8 @@ class ToyLoader:
 
     delivered, stop_after = 0, None  # training batches, of all loaders; SIGTERM after so many
 
-    def __init__(self, table, x, batch_size, train, seed):
-        self.table, self.x, self.train, self.seed = table, x, train, seed
+    def __init__(self, table, x, batch_size, train, seed, groups=None):
+        self.table, self.x, self.train, self.seed, self.groups = table, x, train, seed, groups
         self.batch_size = batch_size if train else len(table)
 
     def __len__(self):
@@ -449,6 +516,8 @@ class ToyLoader:
         rng = np.random.default_rng((self.seed, k))
         n = len(self.table)
         rows = rng.permutation(n) if self.train else np.arange(n)
+        if self.groups is not None:
+            rows = evenly(self.seed, k, self.groups) % n
         place = np.array([int(path) for path in self.table.paths])
         for i in range(len(self)):
             part = torch.from_numpy(rows[i * self.batch_size : (i + 1) * self.batch_size])
@@ -462,25 +531,43 @@ class ToyLoader:
         return self.x[rows]
 
 
-class ToyPairs(ToyLoader):
-    """The interface of PairLoader: x [N, 2, WIDTH] holds two edits of every vector."""
+class ToyEdits(ToyLoader):
+    """The interface of EditLoader: y's coordinates stay, the one that says a is moved to a side."""
+
+    def __init__(self, data, sides, batch_size, seed):
+        super().__init__(data.real, data.x, batch_size, True, seed)
+        self.sides, self.rng = torch.from_numpy(sides), None
+
+    def epoch(self, k):
+        self.rng = np.random.default_rng((self.seed, k, 1))
+        yield from super().epoch(k)
 
     def vectors(self, rows):
-        return torch.cat([self.x[rows, 0], self.x[rows, 1]])
+        return torch.cat([edited_vectors(self.x[rows], side[rows], self.rng)
+                          for side in self.sides])
+
+
+def edited_vectors(x, sides, rng):
+    edits = x.clone()
+    edits[:, 0] = torch.from_numpy(rng.uniform(0, 2, len(x))) * (2 * sides - 1)
+    return edits
 
 
 class ToyData:
-    shape, pools = None, ()
+    shape, pools, digests = None, (), {}
 
     def __init__(self, seed, count=600):
         self.real, self.x = toy_table("train", count, 0.1, seed)
         self.val, self.seed = None, seed
-        degrees = np.random.default_rng(seed).uniform(-2, 2, (count, 2))  # y stays, a goes
-        self.edits = self.x[:, None].repeat(1, 2, 1)
-        self.edits[:, :, 0] = torch.from_numpy(degrees)
+        self.edited = ImageTable("edits", [str(i) for i in range(2 * count)],
+                                 np.repeat(self.real.y, 2), np.tile([0, 1], count))
 
-    def loader(self, table, *, train, attributes=False):
-        return ToyLoader(table, self.x, 60, train, self.seed)
+    def loader(self, table, *, train, attributes=False, groups=None):
+        x = self.x
+        if table is self.edited:
+            sides = torch.from_numpy(table.a)
+            x = edited_vectors(x.repeat_interleave(2, 0), sides, np.random.default_rng(self.seed))
+        return ToyLoader(table, x, 60, train, self.seed, groups)
 
 
 def toy_run(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> Run:
@@ -501,8 +588,8 @@ def build_mlp(weights: None) -> nn.Module:
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mlp", build_mlp)
-    monkeypatch.setattr(diga_module, "pair_loader", lambda run: ToyPairs(
-        run.data.real, run.data.edits, 60, True, run.seed))
+    monkeypatch.setattr(diga_module, "edit_loader", lambda run, sides, size, *, pairs: ToyEdits(
+        run.data, sides, size, run.seed))
 
 
 def run_toy(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> tuple:
@@ -518,10 +605,11 @@ def worst_group(method: Method, seed: int) -> float:
 # What differs from the papers' values fits 10 batches of 60 vectors an epoch and 12 epochs.
 SHORT = {"inference_steps": 1000, "inference_lr": 0.03}
 TOY_OPTIONS = {
-    "cvar_dro": {"alpha": 0.3}, "eiil": SHORT, "lff": {"lr": 0.03}, "jtt": {}, "maple": SHORT,
+    "cvar_dro": {"alpha": 0.3}, "eiil": SHORT, "lff": {"lr": 0.03}, "jtt": {},
+    "maple": SHORT | {"outer_lr": 0.05},
     "diga": {
-        "byol_epochs": 20, "byol_lr": 0.03, "target_decay": 0.9, "hidden": 32, "projection": 8,
-        "probe_lr": 0.2,
+        "byol_epochs": 60, "byol_lr": 0.03, "target_decay": 0.9, "hidden": 32, "projection": 8,
+        "probe_lr": 0.2, "byol_batch": 60,
     },
 }
 

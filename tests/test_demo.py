@@ -47,7 +47,7 @@ def test_model_files_keep_to_their_sizes():
 
 
 def test_generates_the_same_faces_twice(tmp_path):
-    flags = ["--model", "demo", "--prompts", str(PROMPTS), "--images-per-cell", "2",
+    flags = ["--model", "demo", "--prompts", str(PROMPTS), "--images-per-group", "2",
              "--steps", "4", "--seed", "7", "--batch-size", "2"]
     images = []
     for run in ("a", "b"):

@@ -1,4 +1,4 @@
-"""The editor of DiGA's pairs: what it makes, that a restart makes the same, and wrong input."""
+"""The editor of DiGA's pairs: what it makes, the same after a restart, and wrong input."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def command(tiny_pipeline_dir, inputs):
     def flags(out: Path, *more) -> list[str]:
         fixed = ["--model", tiny_pipeline_dir, "--prompts", inputs / "plain.json", "--list",
                  inputs / "train.csv", "--images", inputs, "--out", out, "--steps", STEPS,
-                 "--batch-size", 2, "--device", "cpu", "--degrees", 0.1, 1]  # fmt: skip
+                 "--batch-size", 2, "--device", "cpu", "--degrees", 0.1, 1,
+                 "--edits-per-image", 2]  # fmt: skip
         return [str(flag) for flag in [*fixed, *more]]
 
     return flags
@@ -85,9 +86,8 @@ def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch,
     assert tuple(rows[0]) == edit.COLUMNS
     assert [row["source"] for row in rows] == ["a.jpg"] * 2 + ["b.jpg"] * 2 + ["c.jpg"] * 2
     smiles = dict(FILES)
-    for row in rows:  # the target stays
-        assert row["prompt"] in CELLS[f"{smiles[row['source']]}_0"] + CELLS[
-            f"{smiles[row['source']]}_1"]
+    for row in rows:  # the target stays, and the manifest says the side
+        assert row["prompt"] in CELLS[f"{smiles[row['source']]}_{row['protected']}"]
         with Image.open(out / row["path"]) as image:
             assert image.size == (16, 16)
     made = files_of(out)
@@ -96,6 +96,7 @@ def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch,
     table = ImageTable("real", [f"/elsewhere/{file}" for file, _ in FILES], [0, 1, 1], [0, 1, 0])
     edits = load_edits(out, table)
     assert [Path(path).name for path in edits.paths] == [Path(row["path"]).name for row in rows]
+    assert edits.a.tolist() == [int(row["protected"]) for row in rows] == [0, 1] * 3
 
     # killed: some images are missing, one is half written
     for row in rows[1:4]:
@@ -113,7 +114,7 @@ def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch,
     for flags, words in [
         (["--steps", "5"], "steps was 6, now it is 5"),
         (["--seed", "7"], "another"),
-        (["--edits-per-image", "3"], "another --out"),
+        (["--edits-per-image", "4"], "another --out"),
         (["--degrees", "0.1", "0.2"], "another degree"),
     ]:
         assert words in refused(capsys, command(out, *flags))
@@ -134,7 +135,7 @@ def test_an_edit_keeps_more_of_its_image_the_less_it_is_noised(tiny_pipeline_dir
         plain = sampler._decode(latents).float()
     distances = []
     for noised in (1, 10, 20):
-        rows = [edit.Edit("", "b.jpg", "his smile", seed, noised) for seed in range(4)]
+        rows = [edit.Edit("", "b.jpg", 1, "his smile", seed, noised) for seed in range(4)]
         distances.append(float((editor.edit(rows, inputs).float() - plain).abs().mean()))
     assert distances[0] < distances[1] < distances[2]
 
@@ -147,8 +148,8 @@ def test_degrees_are_uniform_and_independent_of_other_images():
     counts = Counter(row.noised for row in rows)
     assert counts.keys() == {3, 4, 5, 6}
     assert all(900 < count < 1100 for count in counts.values())  # 1000 each; 3.6 sigma
-    men = sum(row.prompt in (*CELLS["0_1"], *CELLS["1_1"]) for row in rows)
-    assert 1850 < men < 2150
+    men = [row.prompt in (*CELLS["0_1"], *CELLS["1_1"]) for row in rows]
+    assert men == [False, True] * 2000 == [row.protected == 1 for row in rows]
     assert len({row.seed for row in rows}) == len(rows)
     alone = edit.plan(many[1999:], prompts, 2, 42, (3, 6))
     assert [(r.prompt, r.seed, r.noised) for r in alone] == [
@@ -161,6 +162,7 @@ def test_degrees_are_uniform_and_independent_of_other_images():
     (["--degrees", "0", "0.5"], "above 0"),
     (["--degrees", "0.5", "nan"], "above 0"),
     (["--edits-per-image", "1"], "from 2"),
+    (["--edits-per-image", "3"], "--edits-per-image 3 must be even"),
     (["--list", "missing.csv"], "--list missing.csv cannot be read"),
     (["--images", "nowhere"], "3 of the 3 images"),
     (["--prompts", "none.json"], "--prompts none.json"),

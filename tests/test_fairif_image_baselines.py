@@ -16,10 +16,10 @@ import train
 from datasets.base import ImageTable, Splits, concat
 from datasets.mixing import Data
 from models import METHODS, backbones
-from models.backbones import features_and_logits, head_of
 from models.experiment import Experiment, make_run
 from models.fairif.baselines import BASELINES, fairsmote
 from models.fairif.baselines.smote import pairs
+from models.heads import features_and_logits, head_of
 from models.method import Method, pretrained
 from utils.config import config_of
 from utils.errors import UserError

@@ -1,4 +1,4 @@
-"""Figures 4 and 7: every cell in its place, the first images by file order, nothing picked."""
+"""Figures 4 and 7: every group in its place, the first images by file order, nothing picked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SIDE = 8
 
 
 def colour(place: int, y: int, a: int, number: int) -> tuple[int, int, int]:
-    """What image `number` of a cell of the set at `place` is filled with: all of them differ."""
+    """What image `number` of a group of the set at `place` is filled with: all differ."""
     return 60 * place + 10, 100 * y + 50 * a + 20, 10 * number
 
 
 def make_set(folder, place: int, number: int = 12, prompts: int | None = None) -> None:
-    """Cells of `number` images, and a manifest with as many different prompts as `prompts`."""
+    """Groups of `number` images, and a manifest with `prompts` different prompts."""
     lines = ["path,y,a,prompt"]
     for y, a in CELLS:
         (folder / f"{y}_{a}").mkdir(parents=True)
@@ -89,8 +89,8 @@ def test_the_command_writes_the_figures_and_names_what_is_missing(root, tmp_path
     out = tmp_path / "results" / "figures"
     grids.main([str(root), "--out", str(out)])
     printed = capsys.readouterr().out
-    assert "not shown: contextual_50, contextual_head_poses_50\n" in printed
-    grids.main([str(root), "--out", str(out), "--cells", "1_1", "--sets", "contextual_25"])
+    assert "not shown, because they do not exist: contextual_50, contextual_head_poses" in printed
+    grids.main([str(root), "--out", str(out), "--groups", "1_1", "--sets", "contextual_25"])
     names = {"generated_images", "generated_images_1_1"}
     assert {path.name for path in out.iterdir()} == {f"{n}.{k}" for n in names
                                                      for k in ("png", "pdf")}
@@ -101,16 +101,16 @@ def test_the_command_writes_the_figures_and_names_what_is_missing(root, tmp_path
 
 
 def test_prompts_and_images_are_counted(root, tmp_path):
-    for name, words in (("plain", "1 prompt,\n12 images a cell"),
-                        ("contextual_25", "5 prompts,\n12 images a cell")):
+    for name, words in (("plain", "1 prompt,\n12 images a group"),
+                        ("contextual_25", "5 prompts,\n12 images a group")):
         folder = root / name / "Smiling_Male"
         assert grids.describe(folder, load_synthetic(root, "Smiling", "Male", name)) == words
     make_set(tmp_path / "flat" / "Smiling_Male", 0, number=3)
     (tmp_path / "flat" / "Smiling_Male" / "0_0" / "2.png").unlink()
     found = grids.find_sets(tmp_path / "flat", "Smiling", "Male", None)
-    assert list(found) == ["generated images"]  # in a folder that names no prompt set
-    table = load_synthetic(tmp_path / "flat", "Smiling", "Male", "generated images")
-    assert grids.describe(found["generated images"], table) == "2-3 images a cell"
+    assert list(found) == ["synthetic images"]  # in a folder that names no prompt set
+    table = load_synthetic(tmp_path / "flat", "Smiling", "Male", "synthetic images")
+    assert grids.describe(found["synthetic images"], table) == "2-3 images a group"
 
 
 def test_transposed_cells_are_shown_under_their_own_labels(root):
@@ -127,7 +127,7 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys):
     for more, names in (
         (["--sets", "contextual_50"], "contextual_50"),
         (["--protected", "Young"], "Smiling/Young"),
-        (["--cells", "2_0"], "--cells"),
+        (["--groups", "2_0"], "--groups"),
     ):
         refused(capsys, grids.main, [root, "--out", out, *more], names=names, out=out)
     refused(capsys, grids.main, [tmp_path / "none", "--out", out], names="none", out=out)

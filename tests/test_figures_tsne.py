@@ -15,7 +15,7 @@ from refusals import refused
 import train
 from datasets.base import CELLS, ImageTable
 from datasets.loader import Loader
-from models import backbones, tsne
+from models import backbones, heads, tsne
 from models.features import Features, penultimate
 from utils.preemption import PREEMPTION
 from utils.reporting import plots, report
@@ -44,7 +44,7 @@ def test_features_are_what_the_output_layer_is_given(name, tmp_path):
     loader = Loader(ImageTable("faces", paths, [0, 1, 0], [0, 0, 0]), 2, image_size=28,
                     train=False, device="cpu", store_dir=tmp_path)
     values = torch.from_numpy(penultimate(model, loader))
-    head = model.get_submodule(backbones.output_layer(model))
+    head = model.get_submodule(heads.output_layer(model))
     assert values.shape == (3, head.in_features) and values.dtype == torch.float32
     model.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The guided step leaves out only what it would do twice: same noise, less work."""
+"""The guided step does no work twice, and predicts the same noise."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def pipeline(model: Path, prompts: Path, data: Path, folder: Path) -> list[list[
     """The two commands of runner.sh, from prompts to tables, all within `folder`."""
     generate = [
         "--model", model, "--prompts", prompts, "--out", folder / "images", "--device", "cpu",
-        "--images-per-cell", tiny.SYNTHETIC, "--steps", 2, "--batch-size", 4,
+        "--images-per-group", tiny.SYNTHETIC, "--steps", 2, "--batch-size", 4,
     ]  # fmt: skip
     train = tiny.flags(
         data, folder / "results", "--backbone", "tiny", "--methods", "aim_fair",

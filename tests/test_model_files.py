@@ -1,4 +1,4 @@
-"""Every form in which a text-to-image model lies about is read, or refused for what it is."""
+"""Every form of a text-to-image model is read, or refused with the real cause."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def model(tiny_pipeline_dir, tmp_path) -> Path:
 
 @pytest.fixture
 def variant(model) -> Path:
-    """The model as half of the hub holds it: weights by the name of the fp16 variant alone."""
+    """A model whose weights exist as the fp16 variant only, as often on the hub."""
     files = [*model.glob("*/*.safetensors")]
     assert len(files) == 3
     for file in files:
@@ -68,7 +68,7 @@ def test_a_hub_id_whose_weights_are_a_variant(variant, tiny_pipeline_dir, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert same_weights(read_pipeline("owner/half", torch.float32, PAPER), tiny_pipeline_dir)
     sentence = refusal("owner/other")
-    assert f"HF_HUB_OFFLINE is set and {tmp_path / 'hub'} does not hold it" in sentence
+    assert f"HF_HUB_OFFLINE is set and {tmp_path / 'hub'} does not have it" in sentence
     assert "give the folder below its snapshots/" in refusal(str(repository))
 
 
@@ -85,7 +85,7 @@ def test_a_file_of_another_kind_is_not_called_missing(name, tmp_path, monkeypatc
 def test_a_path_that_is_not_there(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "there is no such file or folder" in refusal(model)
+    assert "(no such file or folder)" in refusal(model)
 
 
 def test_what_a_name_means(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_what_a_name_means(tmp_path, monkeypatch):
 
 
 def test_a_suffix_in_capitals(model, tmp_path, capsys):
-    """MODEL.SAFETENSORS is read as safetensors, not as a pickle: both names end alike."""
+    """MODEL.SAFETENSORS is read as safetensors, not as a pickle."""
     file = tmp_path / "MODEL.SAFETENSORS"
     shutil.copy(model / "unet" / "diffusion_pytorch_model.safetensors", file)
     with pytest.raises(UserError) as capitals:
@@ -114,10 +114,10 @@ def test_a_suffix_in_capitals(model, tmp_path, capsys):
 
 def test_links_and_folders_that_may_not_be_read(model, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert f"it is a link to {tmp_path / 'gone'}, which is not there" in refusal(
+    assert f"it is a link to {tmp_path / 'gone'}, which does not exist" in refusal(
         str(tmp_path / "link"))
     (model / "model_index.json").rename(model / "one.safetensors")
-    assert "no model_index.json; it holds the file one.safetensors" in refusal(str(model))
+    assert "no model_index.json; it holds one.safetensors: give that file" in refusal(str(model))
     listdir = os.listdir
 
     def refuse(path="."):
@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written_is_not_the_hubs_fault(monkeypatch):
     error = OSError("Cannot load model")
     error.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/hub/x")
     assert model_files.hub_cause(error) == (
-        "/hub/x: Permission denied; HF_HOME says where the hub's files are kept")
+        "/hub/x: Permission denied; HF_HOME sets where the hub's files are kept")
 
 
 @pytest.mark.parametrize(("cause", "words"), [

@@ -12,7 +12,8 @@ from conftest import ROOT
 from utils.options import path
 
 COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
-            *(f"stable_diffusion/{name}.py" for name in ("generate", "edit", "audit", "grids"))]
+            *(f"stable_diffusion/{name}.py"
+              for name in ("generate", "edit", "audit", "correlate", "grids"))]
 
 
 @pytest.mark.parametrize(("text", "wanted"), [
@@ -54,7 +55,7 @@ def test_generation_takes_paths_from_where_it_is_started(tmp_path):
     prompts = ROOT / "prompts" / "Smiling_Male_plain.json"
     (tmp_path / "own.json").write_bytes(prompts.read_bytes())
     env = {**os.environ, "HOME": str(tmp_path / "home"), "OUT": "~/faces", "PROMPTS": "own.json",
-           "IMAGES_PER_CELL": "1", "SAMPLER": "--steps 1", "PYTHON": sys.executable}
+           "IMAGES_PER_GROUP": "1", "SAMPLER": "--steps 1", "PYTHON": sys.executable}
     done = subprocess.run(["bash", str(ROOT / "stable_diffusion/generation.sh")], cwd=tmp_path,
                           env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,8 @@ from utils import files
 from utils.errors import UserError, exit_cleanly
 
 COMMANDS = ["train.py", "datasets/check.py", "prompts/build.py", "prompts/check.py",
-            *(f"stable_diffusion/{name}.py" for name in ("generate", "edit", "audit", "grids"))]
+            *(f"stable_diffusion/{name}.py"
+              for name in ("generate", "edit", "audit", "correlate", "grids"))]
 # What only POSIX has is taken away before the command is imported.
 WITHOUT_POSIX = f"""
 import os, runpy, signal, sys

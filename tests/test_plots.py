@@ -90,6 +90,9 @@ def test_selected_tensors_count_by_block_and_by_seed(tmp_path):
         ("blocks.11.attn.qkv.weight", "blocks.11"),
         ("norm.weight", "norm"),
         ("head.weight", "head"),
+        ("classifier.3.weight", "classifier"),
+        ("stages.2.blocks.0.conv_dw.weight", "stages.2"),
+        ("features.7.0.weight", "features.7"),
     ],
 )
 def test_block_of(tensor, block):

@@ -1,4 +1,4 @@
-"""The committed prompt sets, the rules that hold them, and asking a language model for more."""
+"""The committed prompt sets, their rules, and asking a language model for more."""
 
 import json
 import re
@@ -97,7 +97,7 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
 
 
 def new_failures(document, before, without):
-    """What `document` fails and `before` does not, but for some rules."""
+    """The failures of `document` that `before` does not have, without some rules."""
     there = set(check.check_cells(before))
     return [f for f in check.check_cells(document) if f not in there and f.rule not in without]
 
@@ -262,7 +262,7 @@ def test_command_line_lists_failures_by_prompt(tmp_path, capsys):
     assert len(lines) == 2  # the word that says male, and that nothing says female
     for line in lines:
         assert "bad" in line
-        assert "cell 1_0 prompt 5" in line
+        assert "group 1_0 prompt 5" in line
         assert "smiling man" in line
 
 
@@ -507,7 +507,7 @@ def test_the_model_is_told_what_is_missing_and_what_was_wrong(server, tmp_path, 
         (500, "failed (500)"),
         (503, "failed (503)"),
         ("drop", "connection"),
-        ("slow", "no answer within 0.3 s"),
+        ("slow", "did not answer within 0.3 s"),
         ("page", "did not answer with a chat completion"),
     ],
 )

@@ -78,10 +78,10 @@ def test_the_shares_of_a_start_cover_the_work_once(start):
     ([{"PBS_ARRAYID": 3}], "PBS_ARRAYID=3 does not say"),
     ([{"LSB_JOBINDEX": 3, "LSB_JOBINDEX_END": 8}], "LSB_JOBINDEX=3 does not say"),
     ([{"FLUX_JOB_CC": 3}], "FLUX_JOB_CC=3 does not say"),
-    ([{"RANK": 2, "WORLD_SIZE": 2}], "RANK=2, WORLD_SIZE=2 is no share"),
+    ([{"RANK": 2, "WORLD_SIZE": 2}], "RANK=2, WORLD_SIZE=2 is not a share"),
     ([{"RANK": 0}], "WORLD_SIZE is not set"),
-    ([{"RANK": "x", "WORLD_SIZE": 2}], "RANK=x is no number"),
-    (slurm([0, 1], step=0), "is no share"),
+    ([{"RANK": "x", "WORLD_SIZE": 2}], "RANK=x is not a number"),
+    (slurm([0, 1], step=0), "is not a share"),
 ])
 def test_a_share_that_cannot_be_told_is_refused(environments, words):
     for environment in environments[:1]:

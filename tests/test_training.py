@@ -93,8 +93,8 @@ RUN = tiny.runnable(METHODS)
 PASSES = {
     "erm": 24, "synthetic_only": 24, "data_supplementation": 48, "full_finetuning": 48,
     "linear_probing": 48, "lora": 48, "erm_longer": 120, "aim_fair": 120, "random_mask": 120,
-    "update_fc": 48, "cvar_dro": 24, "lff": 48, "eiil": 48, "maple": 24 + 3 * 24,
-    "diga": 2 * 24 + 24, "fairsmote": 24 + 32,  # 3, 9, 9, 3 filled up to 36, in batches of 8
+    "update_fc": 48, "given_mask": 48, "cvar_dro": 24, "lff": 48, "eiil": 48, "maple": 24 + 3 * 24,
+    "diga": 24 + 2 * 24 + 24, "fairsmote": 24 + 32,  # 3, 9, 9, 3 filled up to 36, in batches of 8
 }
 
 
@@ -224,6 +224,10 @@ CHANGED = {
     "synthetic_ratio": ["1.2"],
     "synthetic_biased_ratio": ["0.5"],
     "synthetic_minority": ["0.5"],
+    "start": None,  # see test_start.py, as for mask
+    "mask": None,
+    "mean": ["0.4"],
+    "std": ["0.25"],
     "backbone": ["resnet34"],
     "pretrained": ["imagenet"],
     "image_size": ["24"],
@@ -250,7 +254,7 @@ CHANGED = {
 # What the pre-trained model does not depend on.
 LATER = {
     "finetune_epochs", "finetune_lr", "finetune_milestone", "top_k", "criterion", "batch_norm",
-    "prompt_set", "synthetic_ratio", "synthetic_biased_ratio", "synthetic_minority",
+    "prompt_set", "synthetic_ratio", "synthetic_biased_ratio", "synthetic_minority", "mask",
 }  # fmt: skip
 
 
@@ -713,6 +717,16 @@ WRONG_FLAGS = [
     (["--backbone", "resnet19"], "choose from resnet18"),
     (["--pretrained", "missing.pth"], "--pretrained missing.pth cannot be read"),
     (["--image-size", "8"], "at least 16"),
+    (["--backbone", "timm:resnet19"], "--backbone timm:resnet19 is unknown to timm; choose from"),
+    (["--backbone", "torchvision:vit"], "unknown to torchvision"),
+    (["--backbone", "timm:vit_tiny_patch16_224", "--pretrained", "none"], "--image-size 224"),
+    (["--start", "missing.pt"], "--start missing.pt does not exist"),
+    (["--mean", "0.1", "0.2"], "--mean takes one number or three"),
+    (["--mean", "2"], "at most 1"),
+    (["--std", "0"], "above 0"),
+    (["--mask", "missing.json"], "--mask is for --methods given_mask"),
+    (["--methods", "given_mask"], "needs --mask"),
+    (["--methods", "given_mask", "--mask", "missing"], "--mask missing cannot be read"),
     (["--pretrain-epochs", "0"], "at least 1"),
     (["--finetune-epochs", "1.5"], "'1.5' is not a whole number"),
     (["--pretrain-lr", "nan"], "nan must be above 0"),

@@ -1,4 +1,4 @@
-"""How varied a prompt set is: each measure on sets where it can be counted by hand."""
+"""How varied a prompt set is: each measure on sets for which it can be counted by hand."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_prompts_that_were_paid_for_are_written_whatever_the_set_is_like(
     assert json.loads(out.read_text())["cells"] == document["cells"]
 
 
-def test_a_cell_takes_only_so_many_prompts_that_begin_alike():
+def test_a_group_takes_only_so_many_prompts_that_begin_alike():
     document = build.new_document("celeba", "Smiling", "Male", 20, False, "m")
     alike = [f"{STARTS_WITH} wide smiling woman {one} {two}." for one, two in zip(WORDS, WORDS[9:])]
     refused = build.accept(document, (1, 0), alike)

@@ -14,12 +14,13 @@ from torchvision.models.resnet import BasicBlock
 SIDE = 32  # pixels
 PARTITIONS = (48, 16, 16)  # training, validation, test images
 SYNTHETIC = 14  # images a cell
+MASK = Path(__file__).parent / "golden" / "tiny_mask.txt"  # the tensors of row given_mask
 
 # Hyper-parameters with which a method takes less than a second there (--set).
 QUICK = {
     "eiil": {"inference_steps": 50},
     "maple": {"inference_steps": 50},
-    "diga": {"byol_epochs": 1, "hidden": 16, "projection": 8},
+    "diga": {"byol_epochs": 1, "byol_batch": 8, "hidden": 16, "projection": 8},
     "influence": {"curvature_samples": 16, "last_tensors": 5, "damping": 0.1},
 }
 
@@ -59,12 +60,12 @@ def make(root: Path) -> Path:
             cell.mkdir(parents=True)
             for number in range(SYNTHETIC):
                 face(rng, smiling, male).save(cell / f"{number:05d}.png")
-    edits, rows = root / "edits", ["path,source"]
+    edits, rows = root / "edits", ["path,source,protected"]
     edits.mkdir()
     for number in range(PARTITIONS[0]):
         for male in (0, 1):
             face(rng, number % 2, male).save(edits / f"{number + 1:06d}_{male}.png")
-            rows.append(f"{number + 1:06d}_{male}.png,{number + 1:06d}.jpg")
+            rows.append(f"{number + 1:06d}_{male}.png,{number + 1:06d}.jpg,{male}")
     (edits / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root
 
@@ -119,7 +120,8 @@ def runnable(methods: dict) -> list[str]:
 def quick(name: str, **options) -> list[str]:
     """train.py's flags for one method: QUICK's hyper-parameters, `options` in their place."""
     pairs = [f"{key}={value}" for key, value in (QUICK.get(name, {}) | options).items()]
-    return ["--methods", name, *(["--set", *pairs] if pairs else [])]
+    mask = ["--mask", str(MASK)] if name == "given_mask" else []
+    return ["--methods", name, *(["--set", *pairs] if pairs else []), *mask]
 
 
 def end_state(folder: Path) -> dict[str, str]:

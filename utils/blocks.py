@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from utils.errors import UserError
 
 RESNET_BLOCKS = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")  # of ResNet-18, -34, -50
-OUTPUT_BLOCKS = ("fc", "head")  # the last layer in torchvision's ResNets and in timm's ViTs
+# The last layer in torchvision's ResNets and timm's ViTs; in the libraries' other networks.
+OUTPUT_BLOCKS = ("fc", "head", "classifier", "heads", "head_dist", "last_linear")
+NUMBERED = ("blocks", "stages", "features")  # whose parts are blocks of their own
 
 
 def block_of(tensor: str) -> str:
@@ -17,8 +19,8 @@ def block_of(tensor: str) -> str:
     -> "fc" or "head", a ViT's last norm -> "norm", all that comes before the blocks -> "stem".
     """
     first, *rest = tensor.split(".")
-    if first == "blocks":
-        return f"blocks.{rest[0]}"
+    if first in NUMBERED and rest:
+        return f"{first}.{rest[0]}"
     return first if first.startswith("layer") or first in (*OUTPUT_BLOCKS, "norm") else "stem"
 
 

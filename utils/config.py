@@ -39,9 +39,9 @@ COUNT, SHARE = number(int, 1, 10**9), number(float, 0, 1)
 RATE, SEED = number(float, 0, 100, open_low=True), number(int, 0, 2**31)
 
 
-def or_all(count):
-    """An argparse type: what `count` takes, None for "all"."""
-    return lambda text: None if text == "all" else count(text)
+def or_all(count, *words: str):
+    """An argparse type: what `count` takes, None for "all", and `words` as they are."""
+    return lambda text: None if text == "all" else text if text in words else count(text)
 
 
 def data_seed(text: str) -> int | str:
@@ -69,6 +69,9 @@ class WhatConfig:
         (), "hyper-parameters, as in the method's file under models/: NAME=VALUE of a single "
         "method, METHOD.NAME=VALUE of one of several", result=False, nargs="*",
         metavar="[METHOD.]NAME=VALUE")
+    search: Path | None = flag(
+        None, "TOML file with as many values for every row, such as models/search/demo.toml: each "
+        "row stands for the best of its own on the validation images", result=False, type=path)
     name: str | None = flag(None, "folder of a single method, its own name where not given",
                             result=False)
     paper_table: str | None = flag(
@@ -95,8 +98,12 @@ class DataConfig:
                               "such as Smiling")
     protected: str | None = flag(None, "attribute to be fair about (a); if not given the "
                                  "dataset's, such as Male")
-    size: int | None = flag(20000, "biased training images, or all: every one that there is, "
-                            "without --minority and --rule", type=or_all(COUNT))
+    positive: tuple[str, ...] = flag(
+        (), "of --dataset folder: values of the two columns that mean 1, where these hold others "
+        "than 0/1, -1/1 and yes/no", result=False, nargs="+", metavar="[COLUMN=]VALUE")
+    size: int | str | None = flag(
+        "auto", "biased training images, or all: every one that there is, without --minority and "
+        "--rule; auto: 20000, of your own folder all", type=or_all(COUNT, "auto"))
     minority: float = flag(0.1, "share of each of the groups (0,0) and (1,1) in its class",
                            type=SHARE)
     rule: str = flag("first", "'first' gives the released CelebA lists",
@@ -131,11 +138,22 @@ class DataConfig:
 class TrainConfig:
     """Model and training (defaults: the released code)."""
 
-    backbone: str = flag("resnet18", "the network: see --list")
+    start: Path | None = flag(
+        None, "the biased model that is to be repaired, in place of pre-training: a classifier.pt, "
+        "a state dict or safetensors of the backbone, with one logit or two", type=path)
+    backbone: str | None = flag(
+        None, "the network: see --list, or timm:NAME, torchvision:NAME; if not given that of "
+        "--start's file, or resnet18")
     pretrained: str = flag("auto", "initial weights: imagenet (downloaded once), none (random), a "
                            "file with the state dict of torchvision's network, or auto: imagenet "
                            "for a network that has such weights")
-    image_size: int = flag(224, "side in pixels", type=number(int, 16, 2048))
+    image_size: int | None = flag(None, "side in pixels; if not given that of --start's file, or "
+                                  "224", type=number(int, 16, 2048))
+    mean: tuple[float, ...] | None = flag(
+        None, "by which images in [0, 1] are normalised, one number or three; if not given that "
+        "of --start's file, or 0.5", type=SHARE, nargs="+")
+    std: tuple[float, ...] | None = flag(None, "as --mean", type=number(float, 0.0, 1.0,
+                                         open_low=True), nargs="+")
     min_crop: float = flag(0.08, "smallest share of an image that a training crop holds, "
                            "torchvision's", type=number(float, 0.0, 1.0, open_low=True))
     batch_size: int | None = flag(128, "in training; all: of samples in memory, one batch",
@@ -161,6 +179,9 @@ class TrainConfig:
                         finetune=True, type=number(float, 0, 10**6, open_low=True))
     criterion: str = flag("absolute", "absolute or cosine: difference of two gradients of a tensor",
                           finetune=True)
+    mask: Path | None = flag(
+        None, "tensors that --methods given_mask updates: a run's mask.json, or names and globs, "
+        "one a line", finetune=True, type=path)
     batch_norm: str = flag("update", "running statistics while fine-tuning", finetune=True,
                            choices=("update", "freeze"))
     precision: str = flag("auto", "auto: bf16 for images where the device has it (a GPU from "
@@ -238,6 +259,16 @@ class Config(MachineConfig, TrainConfig, DataConfig, WhatConfig):
         values["device"] = self.device.split(":")[0]
         if self.pretrained not in ("auto", "none", "imagenet"):
             values["pretrained"] = weights_digest(Path(self.pretrained))
+        for key in ("mean", "std"):  # where they are the usual ones, older runs stay what they are
+            value = values.pop(key)
+            if value is not None and set(value) != {0.5}:
+                values[key] = list(value)
+        if values.pop("mask", None) is not None:
+            values["mask"] = weights_digest(self.mask, "--mask")
+        if values.pop("start") is not None:
+            values["start"] = weights_digest(self.start, "--start")
+        if self.positive:
+            values["positive"] = list(self.positive)
         if self.compile:  # rounds differently
             values["compile"] = True
         return values

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.errors import UserError, reason
 from utils.files import atomic_path, write_atomic
 from utils.preemption import PREEMPTION
+from utils.progress import progress
 
 
 def logits_of(method, loader) -> np.ndarray:
@@ -161,7 +161,7 @@ def fit(
     recipe, state = method.recipe, folder / "state.pt"
     at = Progress.resumed(state, method, loader.device)
     saved = time.monotonic()
-    bar = tqdm(total=recipe.epochs, initial=at.epoch, desc=name, unit="epoch", leave=False)
+    bar = progress(total=recipe.epochs, initial=at.epoch, desc=name, unit="epoch", leave=False)
     while at.epoch < recipe.epochs:
         began = time.monotonic()
         _steps(method, loader, at, state, name)

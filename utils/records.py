@@ -53,15 +53,15 @@ def _end(path: str) -> str:
 
 
 @functools.lru_cache
-def weights_digest(path: Path) -> str:
+def weights_digest(path: Path, flag: str = "--pretrained") -> str:
     """Content of a weights file, so that another file of the same name is another setting."""
     try:
         with open(path, "rb") as file:
             return "sha256 " + hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise UserError(
-            f"--pretrained {path} cannot be read ({error.strerror}); give a weights file, imagenet "
-            "or none"
+            f"{flag} {path} cannot be read ({error.strerror}); give a weights file"
+            + (", imagenet or none" if flag == "--pretrained" else "")
         ) from None
 
 

@@ -24,9 +24,9 @@ if not __package__:  # started by its path: python datasets/demo/build.py
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from utils.options import path as path_flag
+from utils.progress import progress
 
 HERE = Path(__file__).resolve().parent
 TRUNCATION = 0.75  # w = m + 0.75 (w - m): clean and still varied
@@ -165,7 +165,7 @@ def render_until(work: Path, faces: int, seed: int, chunk: int = 32) -> dict[int
     (work / "faces").mkdir(parents=True, exist_ok=True)
     scores = read_scores(work / "scores.jsonl")
     kept = sum(label(s) is not None for s in scores.values())
-    bar = tqdm(total=faces, initial=min(kept, faces), unit="face", desc="labelled faces")
+    bar = progress(total=faces, initial=min(kept, faces), unit="face", desc="labelled faces")
     generator = labeller = None
     start = 0
     with open(work / "scores.jsonl", "a", encoding="utf-8") as log:
@@ -217,7 +217,7 @@ def pack(work: Path, scores: dict[int, dict], faces: int, archive: Path) -> None
             ("list_attr_celeba.txt", attributes), ("list_eval_partition.txt", partition)
         ):
             add(name, ("\n".join(lines) + "\n").encode(), zipfile.ZIP_DEFLATED)
-        for name, path in tqdm(members, unit="face", desc="packing"):
+        for name, path in progress(members, unit="face", desc="packing"):
             add(name, path.read_bytes(), zipfile.ZIP_STORED)
     os.replace(temporary, archive)
 

@@ -1,26 +1,54 @@
-"""What the debiasing baselines share: the losses of samples, and a reference model's logits.
+"""What the debiasing baselines share: a start, the losses of samples, a reference's logits.
 
 All of them are trained from the backbone's initial weights on the real set with the pre-training
 recipe (SGD, the rate and its milestone, epochs), as ERM is, so that rows differ in the algorithm
-alone; the papers' optimisers differ from each other. The best epoch is the most accurate one on
-the validation set, which needs no group labels.
+alone; the papers' optimisers differ from each other. The best epoch is the best one on the
+validation set, which needs no group labels.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.method import Method, new_model
+from models.method import Method, new_model, pretrained
 from utils.engine import fit, logits_of
 from utils.errors import UserError
 from utils.files import read_array, write_array
+from utils.recipe import Recipe
 from utils.run import Run
+
+
+class FromERM(Method):
+    """A method that may start from the ERM model which the setting's rows share.
+
+    defaults: `warm_start`, epochs of its own training from there, with the recipe's milestone as
+    much earlier or later; 0, the papers', is the whole recipe from the backbone's initial weights.
+    `rate`: of its training; 0 is the setting's. A warm start is a departure: where a training set
+    is small, what learns from part of a batch may otherwise not learn the task at all.
+    """
+
+    defaults = {"warm_start": 0, "rate": 0.0}
+    ranges = {"warm_start": (0, 10**6), "rate": (0.0, 100.0)}
+
+    @classmethod
+    def start(cls, run: Run) -> tuple[nn.Module, Recipe]:
+        model, recipe = super().start(run)
+        recipe = replace(recipe, lr=run.options["rate"] or recipe.lr)
+        epochs = run.options["warm_start"]
+        if epochs:
+            model = pretrained(run)
+            torch.manual_seed(run.seed)  # whether or not the model was trained just now
+            milestone = math.ceil(recipe.milestone * epochs / recipe.epochs)
+            recipe = replace(recipe, epochs=epochs, milestone=milestone)
+        return model, recipe
 
 
 def losses_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

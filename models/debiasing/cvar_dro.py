@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.debiasing.base import losses_of
-from models.method import Batch, Method
+from models.debiasing.base import FromERM, losses_of
+from models.method import Batch
 
 
 def cvar(losses: Tensor, alpha: float) -> Tensor:
@@ -21,17 +21,17 @@ def cvar(losses: Tensor, alpha: float) -> Tensor:
     return (ordered * (share - rank).clamp(0, 1)).sum() / share
 
 
-class CVaRDRO(Method):
+class CVaRDRO(FromERM):
     """The batch's CVaR instead of its mean loss (Levy 2020, mini-batch estimator).
 
     CVaR is taken within a batch, so the batch size is a hyper-parameter too. Departures: SGD with
-    the setting's recipe; alpha is not searched.
+    the setting's recipe, and on request a warm start (base.FromERM).
     """
 
     paper_row = "CVaR DRO"
     # The usual value; comparisons search 10^U(-2, 0).
-    defaults = {"alpha": 0.1}
-    ranges = {"alpha": (1e-4, 1.0)}
+    defaults = FromERM.defaults | {"alpha": 0.1}
+    ranges = FromERM.ranges | {"alpha": (1e-4, 1.0)}
 
     def loss(self, batch: Batch) -> Tensor:
         _, x, y, _ = batch

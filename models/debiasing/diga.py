@@ -6,20 +6,25 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.edits import pair_loader
-from models.backbones import load_weights, output_layer
-from models.method import Batch, Method, fit_stage, new_model
+from datasets.edits import edit_loader
+from models.backbones import load_weights
+from models.heads import head_of, output_layer
+from models.method import Batch, Method, fit_stage, new_model, pretrained
+from utils.engine import logits_of
+from utils.files import write_json
+from utils.records import read_record
 from utils.run import Run
 
 
 def encoder_of(model: nn.Module) -> tuple[nn.Module, int]:
     """(the network without its output layer, a copy; number D of its features [B, D])."""
     encoder, name = deepcopy(model), output_layer(model)
-    features = encoder.get_submodule(name).in_features
+    features = head_of(encoder).in_features
     encoder.set_submodule(name, nn.Identity())
     return encoder, features
 
@@ -43,13 +48,22 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def side_of_class_1(erm: nn.Module, run: Run) -> int:
+    """The side, 0 or 1, of whose edits the ERM model more likely says that y is 1: a sign of the
+    spurious correlation that needs no image's group."""
+    edits = run.data.edited
+    asked = Method(erm, run.config.pretrain, autocast=run.config.autocast)
+    logits = logits_of(asked, run.data.loader(edits, train=False))
+    return int(logits[edits.a == 1].mean() > logits[edits.a == 0].mean())
+
+
 class BYOL(Method):
     """Bootstrap your own latent (Grill 2020) on pairs of edits: no labels, no negatives.
 
     The online network (encoder, projector, predictor) predicts from one edit what the target
     network (encoder and projector, a moving average of the online one) says of the other, both
-    ways round. Batches are those of PairLoader. `model` is the online encoder. Departures: crop
-    and flip are the only augmentation beside the edits, and the decay is constant.
+    ways round. Batches are pairs of EditLoader. `model` is the online encoder. As in DiGA's
+    reference the target's decay is constant, and nothing is blurred or solarised.
     """
 
     def __init__(self, encoder: nn.Module, features: int, recipe, *, options: dict, autocast=None):
@@ -102,33 +116,42 @@ class BYOL(Method):
 class DiGA(Method):
     """An encoder for which edits of the spurious attribute change nothing; then a linear probe.
 
-    (1) For every training image, edits of the spurious attribute by a random degree that keep the
-    target; (2) BYOL on pairs of edits; (3) a linear layer on the frozen encoder, on the training
-    images with their target labels (Zhang 2024).
+    (1) Edits of every training image that move the spurious attribute to either side, by a random
+    degree, and keep the target; (2) BYOL on pairs of opposite edits, redrawn every epoch, cropped
+    to at least 0.8 of an image, their colours jittered; (3) a linear layer on the frozen encoder,
+    on edits moved to the side that contradicts their class (Zhang 2024 and its implementation), or
+    with `contrary` 0 on the training images: an encoder that still shows the side makes the probe
+    learn the opposite correlation from the edits.
     The edits come ready-made (--edits, datasets/edits.py). The paper makes them with a
     StyleGAN2 trained on the biased set, inverted by e4e, and finds the spurious direction itself,
     without group labels, from two logistic boundaries of the target of different regularisation;
     stable_diffusion/edit.py uses the text-to-image model at hand instead, and its prompts name the
-    spurious attribute, which the paper does not need to know. No image's own group is used.
-    Further departures: the encoder starts from the backbone's initial weights as every method
-    here; batch size, the probe's epochs and milestone are the setting's; the probe's epoch is kept
-    by validation accuracy. An epoch of BYOL costs about 2.7 times one of ERM's.
+    spurious attribute, which the paper does not need to know. Which side goes with which class,
+    the sign of that direction, is read off the setting's ERM model: on edits of which side its mean
+    logit is higher. No image's own group is used.
+    Further departures: the probe's batch, epochs and milestone are the setting's, and its epoch is
+    kept on validation. The encoder starts from the backbone's initial weights as in the paper, or
+    with `warm_start` 1 from the ERM model's; an epoch of BYOL costs about 2.7 times one of ERM's.
     """
 
     stages = ("byol", "probe")
     paper_row = "DiGA"
     needs_edits = True
     defaults = {
+        "warm_start": 0,  # the encoder's start, 0 or 1
         "byol_epochs": 150,  # the paper
         "byol_lr": 3e-4,  # Adam, the paper
-        "target_decay": 0.99,  # of the target network; the authors of BYOL end at 1
-        "hidden": 4096,  # units of the projector and the predictor, Grill 2020
-        "projection": 256,  # Grill 2020
+        "byol_batch": 32,  # pairs, reference implementation
+        "target_decay": 0.99,  # of the target network, reference implementation
+        "hidden": 512,  # units of the projector and the predictor, reference; Grill 2020: 4096
+        "projection": 128,  # reference; Grill 2020: 256
+        "contrary": 1,  # the probe learns from contrary edits (reference), or 0
         "probe_lr": 1e-3,  # Adam, the paper
     }
     ranges = {
-        "byol_epochs": (1, 10**6), "byol_lr": (1e-9, 100.0), "target_decay": (0.0, 1.0),
-        "hidden": (1, 10**6), "projection": (1, 10**6), "probe_lr": (1e-9, 100.0),
+        "warm_start": (0, 1), "byol_epochs": (1, 10**6), "byol_lr": (1e-9, 100.0),
+        "byol_batch": (2, 2**20), "target_decay": (0.0, 1.0), "hidden": (1, 10**6),
+        "projection": (1, 10**6), "contrary": (0, 1), "probe_lr": (1e-9, 100.0),
     }
 
     def __init__(self, model: nn.Module, recipe, *, encoder: dict[str, Tensor], **rest):
@@ -141,19 +164,34 @@ class DiGA(Method):
 
     @classmethod
     def byol(cls, run: Run) -> None:
-        """The encoder, trained on pairs of edits."""
+        """The encoder, trained on pairs of edits of either side."""
+        erm, images = pretrained(run), len(run.data.real)
+        if not (run.folder / "side.json").exists():
+            write_json(run.folder / "side.json", {"of_class_1": side_of_class_1(erm, run)})
+
         def make() -> BYOL:
-            network, features = encoder_of(new_model(run))
+            model = new_model(run)  # sets torch's seed
+            network, features = encoder_of(erm if run.options["warm_start"] else model)
             recipe = replace(run.config.pretrain, epochs=run.options["byol_epochs"])
             return BYOL(network, features, recipe, options=run.options,
                         autocast=run.config.autocast)
 
-        fit_stage(run, "byol", make, lambda: pair_loader(run), None)
+        sides = np.repeat([[0], [1]], images, axis=1)
+        fit_stage(run, "byol", make, lambda: edit_loader(
+            run, sides, min(run.options["byol_batch"], images), pairs=True), None)
 
     @classmethod
     def probe(cls, run: Run) -> Method:
         """The linear layer on the frozen encoder."""
         return super().train(run)
+
+    @classmethod
+    def batches(cls, run: Run):
+        if not run.options["contrary"]:
+            return super().batches(run)
+        side = read_record(run.folder / "side.json", "of_class_1")["of_class_1"]
+        contrary = np.where(run.data.real.y == 1, 1 - side, side)
+        return edit_loader(run, contrary[None], run.config.batch_size, pairs=False)
 
     @classmethod
     def arguments(cls, run: Run) -> dict:

@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import linregress
-from tqdm import tqdm
 
 from datasets.base import ArrayTable, Splits
 from models import backbones
@@ -43,6 +42,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
 from utils.metrics import fairness_metrics
 from utils.options import ArgumentParser
+from utils.progress import progress
 from utils.reporting.figure_style import COLOURS, MARKERS, STYLE, save
 from utils.reporting.results import Results
 from utils.reporting.section import Section, markdown
@@ -102,7 +102,7 @@ def measure(results: Results, root: Path) -> pd.DataFrame:
     if "erm" not in results.metrics:
         raise UserError(f"{results.folder} has no finished run of erm; train it in that setting")
     lines = []
-    for seed in tqdm(results.metrics["erm"], desc="splits", unit="split"):
+    for seed in progress(results.metrics["erm"], desc="splits", unit="split"):
         split = Split(configuration(results.configs["erm"][seed], root), seed)
         erm = split.model(results.runs["erm"][seed])
         influence, before = split.influence_on_test_loss(erm), split.loss(erm, split.parts.test)

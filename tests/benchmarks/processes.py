@@ -54,7 +54,7 @@ def image_works(flags: argparse.Namespace, folder: Path) -> dict:
     made = folder / "images"
     module = ["-m", "stable_diffusion.generate"]
     given = ["--model", "demo", "--prompts", "prompts/Smiling_Male_contextual_50.json"]
-    given += ["--out", str(made), "--images-per-cell", str(flags.images), "--device", flags.device]
+    given += ["--out", str(made), "--images-per-group", str(flags.images), "--device", flags.device]
     given += ["--batch-size", str(max(1, flags.images // 2))]
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(flags.processes)]
 

@@ -40,14 +40,15 @@ def small(device) -> bool:
 
 
 @pytest.fixture
-def compiling(small, monkeypatch) -> Callable[[bool], None]:
+def compiling(small, monkeypatch) -> Iterator[Callable[[bool], None]]:
     """Called with True it makes another compilation an error. In a rehearsal nothing is made
     faster, which takes minutes on a CPU: graphs are captured and run as they are."""
     if small:
         compile_ = torch.compile
         monkeypatch.setattr(
             torch, "compile", lambda *a, **k: compile_(*a, **(k | {"backend": "aot_eager"})))
-    return lambda done: monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", done)
+    yield lambda done: torch.compiler.set_stance("fail_on_recompile" if done else "default")
+    torch.compiler.set_stance("default")
 
 
 @contextmanager

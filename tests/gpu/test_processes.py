@@ -51,7 +51,7 @@ def test_torchruns_processes_share_the_images(device, tmp_path, tiny_pipeline_di
         "--out", tmp_path / "out", "--images-per-cell", 4, "--steps", 2, "--batch-size", 2,
         "--device", device.type,
     ])
-    assert "share 0 of 2, 8 of 16 images" in printed and "share 1 of 2, 8 of 16" in printed
+    assert "share 0 of 2, 8 of 8 images" in printed and "share 1 of 2, 8 of 8 images" in printed
     assert len(list((tmp_path / "out").rglob("*.png"))) == 16
 
 

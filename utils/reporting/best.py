@@ -1,33 +1,59 @@
-"""The best of several rows as a row of its own, chosen on validation accuracy from saved runs.
+"""The best of several rows as a row of its own, chosen on validation images from saved runs.
 
 Table 4 prints the best of four random selections, and of six blocks updated or frozen, without
-saying by what. Here it is the row with the highest validation accuracy averaged over the seeds,
-which needs no group labels; the test set is not looked at. The same row then stands for every seed.
+saying by what, and --search tries values of a row's hyper-parameters. Here it is the row with the
+best figure on the validation images averaged over the seeds: the one by which its best epoch was
+kept, which needs no group labels, or the worst-group accuracy of a row that was granted them. The
+test set is not looked at. The same row then stands for every seed.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from utils.errors import UserError
 from utils.files import write_json
+from utils.records import read_record
 from utils.reporting.results import Results
+from utils.run import BESIDE
+
+RULES = {
+    "acc": "highest validation accuracy",
+    "class_acc": "highest validation accuracy averaged over the two classes",
+    "wst": "highest worst-group accuracy on the validation images, whose group labels it may see",
+}
 
 
-def validation_accuracies(results: Results, rows: Sequence[str]) -> dict[str, dict[int, float]]:
-    """{row: {seed: validation accuracy}}. Raises UserError where a row or a figure is missing,
-    and where the rows were not all run with the same seeds."""
-    found: dict[str, dict[int, float]] = {}
+def figure_of(config: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
+    """The figure of RULES by which a run of that config.json is compared with its rivals."""
+    if "wst" in validation and config.get("uses_attributes", "none") != "none":
+        return "wst"
+    return "class_acc" if config.get("best_epoch") == "class-accuracy" else "acc"
+
+
+def validation_figures(
+    setting: Path, rows: Sequence[str]
+) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, float]], str, float]:
+    """({row: {seed: folder}}, {row: {seed: figure on validation}}, which of RULES, passes of all
+    rows, mean of the seeds).
+
+    rows: folders below the setting's. Raises UserError where a row or a figure is missing, and
+    where the rows were not all run with the same seeds.
+    """
+    folders, found, passes, rule = {}, {}, 0.0, "acc"
     for row in rows:
-        if row not in results.runs:
+        results, name = Results((setting / row).parent), Path(row).name
+        if name not in results.runs:
             raise UserError(
-                f"{results.folder} has no row {row}; it has {', '.join(results.runs)}")
-        found[row] = {}
-        for seed, folder in results.runs[row].items():
-            record = results.records.get(row, {}).get(seed)
+                f"{results.folder} has no row {name}; it has {', '.join(results.runs)}")
+        folders[row], found[row] = results.runs[name], {}
+        for seed, folder in results.runs[name].items():
+            record = results.records.get(name, {}).get(seed)
             if record is None:
                 raise UserError(f"{folder} is not finished; start the same training again")
             if record.get("validation") is None:
@@ -35,32 +61,54 @@ def validation_accuracies(results: Results, rows: Sequence[str]) -> dict[str, di
                     f"{folder} was trained with --val none: nothing to choose a row by; hold out "
                     "validation images (--val official)"
                 )
-            found[row][seed] = record["validation"]["acc"]
+            rule = figure_of(results.configs[name][seed], record["validation"])
+            value = record["validation"].get(rule)
+            if value is None:
+                raise UserError(f"{folder} has no {rule} on the validation images, of which a "
+                                "group is empty; leave --search out for this row")
+            found[row][seed] = value
+        passes += fmean(results.records[name][seed].get("passes", 0) for seed in found[row])
         if found[row].keys() != found[rows[0]].keys():
-            raise UserError(f"{results.folder}: {row} and {rows[0]} were run with different seeds; "
+            raise UserError(f"{setting}: {row} and {rows[0]} were run with different seeds; "
                             "run the missing")
-    return found
+    return folders, found, rule, passes
 
 
-def write_best(setting_dir: Path, rows: list[str], name: str, paper_row: str | None) -> str:
-    """Write <setting>/<name>/seed<k>/ with the chosen row's metrics; returns that row's name.
+def write_best(setting: Path, rows: Sequence[str], name: str, paper_row: str | None) -> str:
+    """Write <setting>/<name>/seed<k>/, the chosen row's; returns that row.
 
-    config.json holds `selected`: the row, what it was chosen from and by which rule. Raises
-    UserError where the folder holds anything but an earlier selection.
+    rows: folders below the setting's. Of rows that stand in the table config.json and metrics.json
+    are written, of others, such as candidates of --search, the whole run. config.json holds
+    `selected`: the row, what it was chosen from, the rule, and the passes of all. Raises UserError
+    where the folder holds anything but an earlier selection.
     """
-    results = Results(setting_dir)
-    accuracies = validation_accuracies(results, rows)
-    chosen = max(rows, key=lambda row: fmean(accuracies[row].values()))  # of equal ones the first
-    earlier = {results.runs[name][seed] for seed, config in results.configs.get(name, {}).items()
-               if "selected" in config}
-    for path in (setting_dir / name).glob("*"):
-        if path not in earlier:
+    folders, figures, rule, passes = validation_figures(setting, rows)
+    chosen = max(rows, key=lambda row: fmean(figures[row].values()))  # of equal ones the first
+    own = Results(setting) if any(setting.glob("*/seed*")) else None
+    earlier = {own.runs[name][seed] for seed, config in own.configs.get(name, {}).items()
+               if "selected" in config} if own else set()
+    for path in (setting / name).glob("*"):
+        if path not in earlier and (path.is_file() or any(path.glob("[!.]*"))):
             raise UserError(f"{path} is a run and no earlier selection; choose another name for it")
         shutil.rmtree(path)
-    selected = {"row": chosen, "from": rows, "rule": "highest validation accuracy, mean of seeds"}
-    for seed in accuracies[chosen]:
-        folder = setting_dir / name / f"seed{seed}"
-        config = results.configs[chosen][seed] | {"selected": selected}
-        write_json(folder / "config.json", config | {"paper_row": paper_row or None})
-        write_json(folder / "metrics.json", results.records[chosen][seed])
+    selected = {"row": chosen, "from": list(rows), "rule": f"{RULES[rule]}, mean of seeds",
+                "passes": round(passes)}
+    for seed, source in folders[chosen].items():
+        folder, config = setting / name / f"seed{seed}", read_record(source / "config.json")
+        # first: a selection that was stopped half-way is known as one, and made again
+        write_json(folder / "config.json", config | {"selected": selected,
+                                                     "paper_row": paper_row or None})
+        for path in source.rglob("*") if "/" in chosen else [source / "metrics.json"]:
+            if path.is_file() and path.name not in BESIDE:
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _same(path, target)
     return chosen
+
+
+def _same(source: Path, target: Path) -> None:
+    """A second name of the file, which nobody changes in place, or a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

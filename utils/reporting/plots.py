@@ -7,6 +7,7 @@ Drawn into results/<setting>/figures/, each as PNG and PDF, whatever the runs ho
     freezing_one_block         the paper's Figure 2                      from metrics.json
     updating_one_block         the same for Table 4's other block rows   from metrics.json
     top_k                      the paper's Figure 5                      from both
+    tensor_effects             what one tensor's update does            from effects.json
     fairif_weights_<method>    FairIF's Figure 2, after training only    from weights.npy
 Nothing is trained or evaluated here.
 """
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 
 from utils.blocks import block_of
 from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE, save
+from utils.reporting.figures_effects import tensor_effects
 from utils.reporting.figures_fairif import methods_with_weights, weighted_images
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.results import Results
@@ -126,7 +128,7 @@ def accuracy_against_eo(*settings: Results) -> Figure | None:
         chosen |= {method: config["selected"] for method, config in results.first_configs.items()
                    if config.get("selected")}
     left_out = {row for choice in chosen.values() for row in choice["from"]}
-    frames = {f"{name}: {chosen[name]['row']}" if name in chosen else name: frame
+    frames = {f"{name}: {chosen[name]['row'].rsplit('/')[-1]}" if name in chosen else name: frame
               for name, frame in frames.items()
               if name not in left_out and frame["eo_worst"].notna().all()}
     if not frames:
@@ -171,6 +173,7 @@ def draw_all(
             "top_k": top_k_curve(results),
             "freezing_one_block": block_bars(results, "freeze_"),
             "updating_one_block": block_bars(results, "update_"),
+            "tensor_effects": tensor_effects(results),
         }
         for method in results.masks:
             if method.startswith("aim_fair"):

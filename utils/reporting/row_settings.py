@@ -17,9 +17,11 @@ def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
     Named are hyper-parameters other than the method's defaults (train.py --set), with the default,
     and settings in which the row differs from most others that have them; all of them where no
-    value is the most frequent. A row that was selected from others (best.py) is left out.
+    value is the most frequent. A row that was selected from others of the table (best.py) is left
+    out.
     """
-    configs = {row: config for row, config in configs.items() if "selected" not in config}
+    configs = {row: config for row, config in configs.items()
+               if config.get("selected", {}).get("row") not in configs}
     usual: dict[str, Any] = {}
     held = {row: _settings(config) for row, config in configs.items()}
     for key in dict.fromkeys(key for settings in held.values() for key in settings):
@@ -47,15 +49,22 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
 
 def lines(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Under a table: whose protected labels are seen, what sets rows apart, what was chosen."""
-    said = [
-        f"{row} is {c['selected']['row']}, chosen of {len(c['selected']['from'])} rows "
-        f"({', '.join(c['selected']['from'])}): {c['selected']['rule']}."
-        for row, c in configs.items() if c.get("selected")
-    ]
+    said = [chosen(row, config["selected"]) for row, config in configs.items()
+            if config.get("selected")]
     return protected_labels(configs) + [
         f"Settings of {row}: {', '.join(f'{key} {text}' for key, text in texts.items())}."
         for row, texts in row_settings(configs).items()
     ] + said
+
+
+def chosen(row: str, selected: Mapping[str, Any]) -> str:
+    """The sentence that says what a row was chosen from, by what, and what that cost."""
+    names = [name.rsplit("/")[-1] for name in selected["from"]]  # of --search: its values
+    passes = selected.get("passes")
+    cost = f"; {passes / 1000:.1f} thousand passes a seed in all" if passes else ""
+    return (f"{row} is {selected['row'].rsplit('/')[-1]}, chosen of {len(names)} rows "
+            f"({'; '.join(names) if any(',' in n for n in names) else ', '.join(names)}): "
+            f"{selected['rule']}{cost}.")
 
 
 def protected_labels(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:

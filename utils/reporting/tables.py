@@ -24,7 +24,7 @@ import pandas as pd
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.metrics import CELLS, table_style
-from utils.reporting import comparisons, masks, paper, row_settings
+from utils.reporting import comparisons, effects, masks, paper, row_settings
 from utils.reporting.results import Results
 from utils.reporting.section import (
     FIGURES,
@@ -145,6 +145,8 @@ def write_summary(setting_dir: str | Path, baselines: Sequence[str] = ()) -> str
         sections.append(comparisons.relative_section(changes))
     if results.masks:
         sections.append(masks.section(results))
+    if updated := effects.effects(results):
+        sections.append(effects.section(updated))
     missing = results.unfinished
     lines = [f"Runs without metrics, not counted: {', '.join(missing)}."] if missing else []
     sections.append(Section(lines=lines + row_settings.lines(results.first_configs)))

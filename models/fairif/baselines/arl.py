@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones import features_and_logits, head_of
+from models.heads import features_and_logits, head_of
 from models.method import Batch, Method
 
 # Adagrad's rate in the paper: 2 on Adult, 0.001 on COMPAS. Batches of the learner alone: not stated

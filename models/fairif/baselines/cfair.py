@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones import features_and_logits, head_of
+from models.heads import features_and_logits, head_of
 from models.method import Batch, Method
 from utils.errors import UserError
 from utils.run import Run

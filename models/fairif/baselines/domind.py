@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.backbones import features_and_logits, head_of
+from models.heads import features_and_logits, head_of
 from models.method import Batch, Method, cross_entropy
 from utils.errors import UserError
 from utils.run import Run

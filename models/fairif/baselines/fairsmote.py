@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from datasets.array_loader import ArrayLoader
-from datasets.augment import crop_boxes, flip_mask, shuffled
+from datasets.augment import crop_boxes, flip_mask
 from datasets.base import ArrayTable, concat
-from datasets.edits import PairLoader
+from datasets.edits import ViewLoader
 from datasets.loader import Plan
 from models.fairif.baselines.smote import oversampled, pairs
 from models.features import penultimate
@@ -20,7 +20,7 @@ from utils.files import read_array, write_array
 from utils.run import Run
 
 
-class PartnerLoader(PairLoader):
+class PartnerLoader(ViewLoader):
     """Batches of B images and their B partners, each pair cropped and flipped alike.
 
     The table holds N images and then the N partners. A batch's x is float32 [2B, 3, H, W]: row
@@ -28,15 +28,11 @@ class PartnerLoader(PairLoader):
     image once; the last incomplete batch is dropped.
     """
 
-    def pairs(self, k: int) -> np.ndarray:
-        """int64 [batches, 2, B]: the rows of epoch k."""
-        size = self.batch_size // 2
-        image = shuffled(self.seed, k, self.images)[: len(self) * size]
-        rows = np.stack([image, image + self.images])  # [2, batches * B]
-        return rows.reshape(2, len(self), size).transpose(1, 0, 2)
+    def views(self, k: int, image: np.ndarray) -> np.ndarray:
+        return np.stack([image, image + self.images])
 
     def plan(self, k: int) -> Plan:
-        rows = self.pairs(k).reshape(-1)
+        rows = self.rows(k).reshape(-1)
         height, width = self.store.sizes[rows].T
         image = rows % self.images  # the mixture is one image: its parts share their random draws
         boxes = crop_boxes(self.seed, k, image, height, width, self.min_crop)
@@ -104,9 +100,9 @@ class FairSMOTE(Method):
             return data.loader(oversampled(data.real, run.seed), train=True)
         images, partners = (data.real.take(rows) for rows in cls.rows(run))
         return PartnerLoader(
-            concat([images, partners], "images and their partners"), len(images), c.batch_size,
+            concat([images, partners], "images and their partners"), 2, len(images), c.batch_size,
             image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
-            workers=c.workers, min_crop=c.min_crop, pools=data.pools,
+            workers=c.workers, min_crop=c.min_crop, pools=data.pools, mean=c.mean, std=c.std,
         )
 
     def passes(self, batch: Batch) -> int:

@@ -1,0 +1,174 @@
+"""The metadata file of a folder of photographs, as in Hugging Face's imagefolder.
+
+metadata.csv, .tsv or .parquet: a column of file names, columns of attributes with two values, and
+perhaps a column `split`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datasets.base import named
+from utils.errors import UserError, is_systems
+from utils.files import is_plain_name
+
+ENDINGS = (".csv", ".tsv", ".parquet")
+NAMES = ("file_name", "image_id", "filename")  # columns of file names, the first that there is
+PARTS = ("train", "val", "test")
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val",
+          "validation": "val", "test": "test", "testing": "test"}
+YES = {"1", "1.0", "yes", "y", "true", "t"}
+NO, MINUS = {"0", "0.0", "no", "n", "false", "f"}, {"-1", "-1.0"}
+MISSING = {"", "na", "n/a", "nan", "null", "<na>"}
+
+
+def metadata_files(root: str | Path) -> dict[str, Path]:
+    """The metadata file of a folder, as {"": file}, or those of its split folders, by part.
+
+    Raises UserError where there is none, or more than one where one is meant.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; name the one that holds metadata.csv")
+    found = {"": _metadata_in(root)}
+    if found[""] is None:
+        found = {entry.name: _metadata_in(entry) for entry in sorted(root.iterdir())
+                 if entry.is_dir() and entry.name.lower() in SPLITS}
+        found = {name: file for name, file in found.items() if file}
+    if not found:
+        raise UserError(f"{root} holds no metadata.csv, .tsv or .parquet; write one with the "
+                        f"columns {NAMES[0]}, your attributes and, where you have one, split")
+    return found
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    files = [folder / f"metadata{ending}" for ending in ENDINGS]
+    files = [file for file in files if file.is_file()]
+    if len(files) > 1:
+        raise UserError(f"{folder} holds {named([file.name for file in files])}; remove all but "
+                        "one")
+    return files[0] if files else None
+
+
+def read_table(root: str | Path) -> pd.DataFrame:
+    """All rows as text, "" where a value is missing, indexed by file name relative to root.
+
+    A column `split` holds train, val or test, or is left out where the folder does not say it.
+    Raises UserError for a file that cannot be read, without a column of file names, and for rows
+    that repeat a file, leave the folder or name an unknown split.
+    """
+    root = Path(root)
+    frames = []
+    for part, file in metadata_files(root).items():
+        frame = _read(file)
+        if part:
+            frame["split"] = SPLITS[part.lower()]
+            frame.index = f"{part}/" + frame.index
+        frames.append(frame)
+    table = pd.concat(frames).fillna("")
+    twice = table.index[table.index.duplicated()].unique().tolist()
+    if twice:
+        raise UserError(f"{where(root)} names files twice ({named(twice, 5)}); remove the extra "
+                        "rows")
+    return table
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            with warnings.catch_warnings():  # of rows with more fields than the head line
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str,
+                                    keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pyarrow's, the codecs'
+        if is_systems(error):
+            raise
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); write it as a "
+                        f"{path.suffix} file with one head line, in UTF-8") from None
+    frame.columns = [str(column).strip() for column in frame.columns]
+    frame = frame.astype(object).where(frame.notna(), "").astype(str)
+    frame = frame.apply(lambda column: column.str.strip())
+    column = next((name for name in NAMES if name in frame.columns), None)
+    if column is None:
+        raise UserError(f"{path} has no column {NAMES[0]} (nor {' or '.join(NAMES[1:])}); it has: "
+                        f"{', '.join(frame.columns)}")
+    if frame.columns.duplicated().any():
+        raise UserError(f"{path} has two columns of one name; rename one of "
+                        f"{named(sorted(frame.columns[frame.columns.duplicated()]))}")
+    if frame.empty:
+        raise UserError(f"{path} has no rows; write one for each image")
+    for number, name in enumerate(frame[column], 2):
+        if not name or name.startswith("/") or not all(map(is_plain_name, name.split("/"))):
+            raise UserError(f"{path}, line {number}: '{name}' is no file below its folder; write "
+                            "the path relative to it, with '/'")
+    frame = frame.set_index(pd.Index(frame.pop(column), name="file"))
+    if "split" in frame.columns:
+        wrong = sorted(set(frame["split"].str.lower()) - set(SPLITS))
+        if wrong:
+            raise UserError(f"{path}: the split '{wrong[0]}' is unknown; write train, validation "
+                            "or test in every row, or leave the column out")
+        frame["split"] = frame["split"].str.lower().map(SPLITS)
+    return frame
+
+
+def where(root: str | Path) -> str:
+    """The metadata files' names, for messages."""
+    return named([str(file) for file in metadata_files(root).values()], 3)
+
+
+def attributes(table: pd.DataFrame) -> list[str]:
+    """The columns that hold 0/1, -1/1, yes/no or true/false, and blanks."""
+    def is_binary(column: str) -> bool:
+        values = {value.lower() for value in table[column]} - MISSING
+        return bool(values) and (values <= YES | NO or values <= YES | MINUS)
+
+    return [column for column in table.columns if column != "split" and is_binary(column)]
+
+
+def binary(
+    table: pd.DataFrame, column: str, source: str, positive: Sequence[str] = ()
+) -> np.ndarray:
+    """A column as int64 [N]: 1, 0, and -1 where the value is missing.
+
+    positive: values that mean 1, each VALUE or COLUMN=VALUE; where the column holds any of them,
+    every other value means 0. Raises UserError for an unknown column and for values that are
+    neither 0/1, -1/1, yes/no nor true/false.
+    """
+    if column not in table.columns or column == "split":
+        columns = [name for name in table.columns if name != "split"]
+        raise UserError(f"{source} has no column '{column}'; it has: {', '.join(columns)}")
+    given = table[column].str.lower()
+    missing = given.isin(MISSING).to_numpy()
+    found = sorted(set(given[~missing]))
+    mine = {value.removeprefix(f"{column}=").lower() for value in positive} & set(found)
+    if mine:
+        return np.where(missing, -1, given.isin(mine)).astype(np.int64)
+    if not (set(found) <= YES | NO or set(found) <= YES | MINUS):
+        held = named([f"'{value}'" for value in sorted(set(table[column][~missing]))], 4)
+        raise UserError(f"{source}: column '{column}' holds {held}; it must hold two values, 0/1, "
+                        f"-1/1, yes/no or true/false, or give --positive with the one that means 1")
+    return np.where(missing, -1, given.isin(YES)).astype(np.int64)
+
+
+def labels_of(
+    table: pd.DataFrame, source: str, target: str, protected: str, positive: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """(y, a), int64 [N] of 0, 1 and -1 (missing). Raises UserError as `binary`, for equal names and
+    for a value of `positive` that neither column holds."""
+    if target == protected:
+        raise UserError(f"--target and --protected are both '{target}'; name two columns")
+    there = [column for column in (target, protected) if column in table.columns]
+    for value in positive:
+        if not any(value.removeprefix(f"{column}=").lower() in set(table[column].str.lower())
+                   for column in there):
+            raise UserError(f"--positive {value} is in neither column, {target} nor {protected}, "
+                            f"of {source}; give a value that is there")
+    y, a = (binary(table, column, source, positive) for column in (target, protected))
+    return y, a

