@@ -46,16 +46,16 @@ RECIPE = Recipe(epochs=1, lr=0.1)
 # --- which device --------------------------------------------------------------------------------
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch, tmp_path, capsys):
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "gpu_files", lambda: ["/dev/nvidia0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
     assert devices.automatic() == "cpu"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(UserError, match="/dev/nvidia0 is here but torch .* cannot use it"):
         devices.automatic()
-    flags = tiny.flags(tmp_path, tmp_path / "r", "--methods", "erm", "--device", "auto")
-    sentence = refused(capsys, train.main, flags, names="/dev/nvidia0", out=tmp_path / "r")
-    assert "--device cpu" in sentence
+    config = train.parse(tiny.flags(tmp_path, tmp_path, "--methods", "erm", "--device", "auto"))
+    with pytest.raises(UserError, match="or start with --device cpu"):
+        complete(config)
     with pytest.raises(UserError, match="/dev/nvidia0 is here"):
         pipeline.pick_device("auto")
     monkeypatch.setattr(devices, "gpu_files", lambda: [])

@@ -11,6 +11,7 @@ steps that were run; shares of the peak are of a large matrix product in the sam
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 import tempfile
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from paired import machine, print_table, seconds, synchronise  # noqa: E402
-from sd21 import SIDE, TFLOP, sd21  # noqa: E402
+from sd21 import generation  # noqa: E402
 
 from datasets import resident  # noqa: E402
 from datasets.base import ImageTable  # noqa: E402
@@ -35,13 +36,11 @@ from datasets.image_store import ImageStore  # noqa: E402
 from datasets.loader import Loader  # noqa: E402
 from models.backbones import build  # noqa: E402
 from models.method import Method  # noqa: E402
-from stable_diffusion import pipeline  # noqa: E402
 from utils.devices import describe, ieee, native_bf16  # noqa: E402
 from utils.engine import Progress, predictions  # noqa: E402
 from utils.recipe import Recipe  # noqa: E402
 
-VALIDATION, SYNTHETIC = 19_867, 42_000  # images: CelebA's validation set, the paper's set
-STEPS = 50  # of the paper's sampler
+VALIDATION = 19_867  # images of CelebA's
 
 
 @dataclass(frozen=True)
@@ -224,55 +223,6 @@ def rest(bench: Bench) -> None:
     bench.add("rest", "a checkpoint, % of an epoch", 100 * taken / epoch)
 
 
-def generation(bench: Bench) -> None:
-    """SD 2.1 at the paper's batch: eager, compiled, and diffusers' own call."""
-    dtype = bench.autocast or torch.float16
-    for name in ("eager", "compiled"):
-        if bench.quick:
-            pipe = pipeline.load_pipeline("demo", device="cpu", compile=name == "compiled")
-        else:
-            pipe = sd21(dtype, bench.device)
-            pipe = pipeline.ready(pipe, "ddim", bench.device, name == "compiled")
-        drawn(bench, name, pipe)
-
-
-def drawn(bench: Bench, name: str, pipe) -> None:
-    """The figures of one pipeline."""
-    size, steps = (2, 2) if bench.quick else (28, 10)
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor if bench.quick else SIDE
-    prompts, seeds = ["a face"] * size, range(size)
-
-    def sampler(steps: int) -> pipeline.Sampler:
-        made = pipeline.Sampler(pipe, steps=steps, guidance=9.0, height=side, width=side)
-        made.embed_all(prompts)
-        return made
-
-    one_step = sampler(1)
-    least = bench.time(lambda: one_step.sample(prompts, seeds))
-    made = sampler(steps)
-    one = bench.time(lambda: made.sample(prompts, seeds))
-    two = bench.time(lambda: [made.sample(prompts, seeds) for _ in range(2)])
-    rate = size / (least + (STEPS - 1) * (one - least) / (steps - 1))
-    share = 100 * rate * TFLOP * 1e12 / bench.peaks["bf16"]
-    bench.add("generation", f"{name}, images/s at {STEPS} steps", rate)
-    bench.add("generation", f"{name}, hours for {SYNTHETIC:,}", SYNTHETIC / rate / 3600)
-    bench.add("generation", f"{name}, % of the peak", share, least=40 if name == "eager" else 50)
-    bench.add("generation", f"{name}, % idle between batches", 100 * (two / (2 * one) - 1), most=1)
-    if name == "eager":
-        times = plain(bench, made, prompts, steps) / one
-        bench.add("generation", "times diffusers' call", times, least=1.5)
-
-
-def plain(bench: Bench, sampler: pipeline.Sampler, prompts: list[str], steps: int) -> float:
-    """Seconds of StableDiffusionPipeline's own call on the same batch."""
-    pipe = sampler.pipe
-    height, width = (pipe.vae_scale_factor * side for side in sampler.latent_shape[1:])
-    pipe.set_progress_bar_config(disable=True)
-    return bench.time(lambda: pipe(
-        prompts, num_inference_steps=steps, guidance_scale=sampler.guidance, height=height,
-        width=width, output_type="np"))
-
-
 PARTS = {"peak": peak, "loader": loading, "step": step, "rest": rest, "generation": generation}
 
 
@@ -285,6 +235,8 @@ def main() -> int:
         print("no CUDA device: nothing was measured; --quick runs the code at tiny sizes")
         return 1
     device = torch.device("cpu" if flags.quick else "cuda")
+    if flags.quick:  # making faster code takes minutes on a CPU: graphs are run as they are
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(flags.quick, device, Path(folder))
         print(machine(device), describe(str(device), "bf16" if bench.autocast else "fp32"),

@@ -1,5 +1,5 @@
-"""Stable Diffusion 2.1-base's networks with random weights: its speed and memory without its file.
-"""
+"""Stable Diffusion 2.1-base's networks with random weights: its speed and memory without its file,
+and gpu.py's figures of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stable_diffusion import model_files
+from stable_diffusion import model_files, pipeline
 
 TFLOP = 82.94  # an image: 50 guided steps and its decoding
-SIDE = 512
+SIDE, STEPS = 512, 50  # of the paper's images and sampler
+SYNTHETIC = 42_000  # its images
 
 
 def sd21(dtype: torch.dtype, device: torch.device) -> StableDiffusionPipeline:
@@ -40,3 +41,52 @@ def sd21(dtype: torch.dtype, device: torch.device) -> StableDiffusionPipeline:
         vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )
+
+
+def generation(bench) -> None:
+    """SD 2.1 at the paper's batch: eager, compiled, and diffusers' own call. bench: gpu.Bench."""
+    dtype = bench.autocast or torch.float16
+    for name in ("eager", "compiled"):
+        if bench.quick:
+            pipe = pipeline.load_pipeline("demo", device="cpu", compile=name == "compiled")
+        else:
+            pipe = sd21(dtype, bench.device)
+            pipe = pipeline.ready(pipe, "ddim", bench.device, name == "compiled")
+        drawn(bench, name, pipe)
+
+
+def drawn(bench, name: str, pipe) -> None:
+    """The figures of one pipeline."""
+    size, steps = (2, 2) if bench.quick else (28, 10)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor if bench.quick else SIDE
+    prompts, seeds = ["a face"] * size, range(size)
+
+    def sampler(steps: int) -> pipeline.Sampler:
+        made = pipeline.Sampler(pipe, steps=steps, guidance=9.0, height=side, width=side)
+        made.embed_all(prompts)
+        return made
+
+    one_step = sampler(1)
+    least = bench.time(lambda: one_step.sample(prompts, seeds))
+    made = sampler(steps)
+    one = bench.time(lambda: made.sample(prompts, seeds))
+    two = bench.time(lambda: [made.sample(prompts, seeds) for _ in range(2)])
+    rate = size / (least + (STEPS - 1) * (one - least) / (steps - 1))
+    share = 100 * rate * TFLOP * 1e12 / bench.peaks["bf16"]
+    bench.add("generation", f"{name}, images/s at {STEPS} steps", rate)
+    bench.add("generation", f"{name}, hours for {SYNTHETIC:,}", SYNTHETIC / rate / 3600)
+    bench.add("generation", f"{name}, % of the peak", share, least=40 if name == "eager" else 50)
+    bench.add("generation", f"{name}, % idle between batches", 100 * (two / (2 * one) - 1), most=1)
+    if name == "eager":
+        times = plain(bench, made, prompts, steps) / one
+        bench.add("generation", "times diffusers' call", times, least=1.5)
+
+
+def plain(bench, sampler: pipeline.Sampler, prompts: list[str], steps: int) -> float:
+    """Seconds of StableDiffusionPipeline's own call on the same batch."""
+    pipe = sampler.pipe
+    height, width = (pipe.vae_scale_factor * side for side in sampler.latent_shape[1:])
+    pipe.set_progress_bar_config(disable=True)
+    return bench.time(lambda: pipe(
+        prompts, num_inference_steps=steps, guidance_scale=sampler.guidance, height=height,
+        width=width, output_type="np"))
