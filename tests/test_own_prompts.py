@@ -60,7 +60,7 @@ def test_the_plain_set_needs_no_model(flags, cells, tmp_path, capsys):
     out.write_text(json.dumps(document))
     assert check.main([str(out)]) == 1
     said = capsys.readouterr().out
-    assert "cell 0_1 prompt 1 [target]" in said and "cell 1_0 prompt 1 [protected]" in said
+    assert "group 0_1 prompt 1 [target]" in said and "group 1_0 prompt 1 [protected]" in said
 
 
 def test_a_longer_phrase_wins_and_a_part_of_a_word_is_none(tmp_path, capsys):
