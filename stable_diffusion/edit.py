@@ -199,8 +199,13 @@ class Editor:
         """sampler: pipeline.Sampler. steps: of the whole schedule. height, width: in pixels."""
         from diffusers import StableDiffusionImg2ImgPipeline
 
+        from stable_diffusion.pipeline import check_precision
+
         self.sampler, self.steps, self.size = sampler, steps, (width, height)
-        self.pipe = StableDiffusionImg2ImgPipeline.from_pipe(sampler.pipe)
+        self.pipe = StableDiffusionImg2ImgPipeline.from_pipe(
+            sampler.pipe, dtype=sampler.dtype  # or it turns the shared networks into fp32
+        )
+        check_precision(sampler.pipe, sampler.dtype)
         self.pipe.set_progress_bar_config(disable=True)
 
     def edit(self, rows: Sequence[Edit], images: Path):
@@ -278,6 +283,7 @@ def edit(args: argparse.Namespace) -> int:
     print(f"{args.out}: {left} of {total} edits to make with {args.model} on {sampler.device}, "
           f"{low} to {high} of {steps} steps, batches of {batch_size}", flush=True)
     editor = Editor(sampler, steps, settings["height"], settings["width"])
+    sampler.embed_all(row.prompt for batch in todo for row in batch)
     with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         write_batches(
             lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,

@@ -188,7 +188,7 @@ def test_birds_from_prompts_to_a_repaired_model(tmp_path, tiny_pipeline_dir, mon
     prompts = tmp_path / "waterbird_water_plain.json"
     build.main([*BIRDS, "--plain", "--out", str(prompts)])
     generate.main(["--model", str(tiny_pipeline_dir), "--prompts", str(prompts), "--steps", "1",
-                   "--out", str(tmp_path / "synthetic"), "--images-per-cell", "24",
+                   "--out", str(tmp_path / "synthetic"), "--images-per-group", "24",
                    "--image-size", "32", "--device", "cpu"])
     train.main([str(flag) for flag in [
         "--dataset", "folder", "--data-root", root, "--target", "waterbird", "--protected", "water",
