@@ -280,8 +280,14 @@ def _kind(path: str) -> str | None:
     return None
 
 
-def check_images(tables: Iterable[ImageTable | None], root: str | Path) -> None:
-    """Raise one UserError that names every kind of unusable image among the tables' rows."""
+def check_images(
+    tables: Iterable[ImageTable | None], root: str | Path, *,
+    again: str = "copy these again from the original archive",
+) -> None:
+    """Raise one UserError that names every kind of unusable image among the tables' rows.
+
+    again: what is to be done about missing and damaged ones.
+    """
     paths = list(dict.fromkeys(path for table in tables if table for path in table.paths))
     bad = bad_images(paths)
     if bad:
@@ -290,7 +296,7 @@ def check_images(tables: Iterable[ImageTable | None], root: str | Path) -> None:
             for kind, files in bad.items()
         ]
         remedies = {
-            "copy these again from the original archive": bad.keys() & set(DAMAGED),
+            again: bad.keys() & set(DAMAGED),
             "replace what is too large or moves": bad.keys() & {UNFIT},
             "give yourself the right to read what is closed, or mend its disk":
                 bad.keys() - {*DAMAGED, UNFIT},

@@ -60,7 +60,8 @@ def saved_split(
     """The split of a pair and seed, str [N]: drawn and saved in root at first, then read.
 
     files: the images' names. It is the same for the pair turned round and does not depend on the
-    rows' order. Raises UserError where the saved one is of other images.
+    rows' order; an image whose row is removed changes nothing for the others. Raises UserError
+    where the saved one lacks an image.
     """
     slug = "_".join(re.sub(r"\W+", "-", name) for name in sorted(pair))
     path = Path(root) / f"split_{slug}_{seed}.csv"
@@ -71,9 +72,9 @@ def saved_split(
             saved = saved["split"]
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
-        if set(saved.index) != set(files) or not saved.isin(PARTS).all() \
-                or not saved.index.is_unique:
-            raise UserError(f"{path} was drawn for other images than the metadata now lists; "
+        if not (set(files) <= set(saved.index) and saved.isin(PARTS).all()
+                and saved.index.is_unique):
+            raise UserError(f"{path} was drawn when the metadata did not list all images of today; "
                             f"{remedy}")
         return saved.reindex(files).to_numpy(dtype=str)
     order = np.argsort(files.to_numpy(dtype=str))
@@ -170,5 +171,6 @@ def load(
     if test_size is not None:
         test = draw_cells(test, balanced_counts(test_size), seed)
     splits = Splits(train, whole.val if val == "official" else None, test)
-    check_images((splits.train, splits.val, splits.test), root)
+    check_images((splits.train, splits.val, splits.test), root,
+                 again="copy these there again or remove their rows from the metadata")
     return splits

@@ -103,7 +103,7 @@ def test_table(args: argparse.Namespace):
                         "columns")
     args.target, args.protected = target, protected  # as the tables name them
     more = {"positive": tuple(args.positive)} if args.positive else {}
-    table = data(args.data_root, target, protected, size=None, seed=args.data_seed, val="official",
+    table = data(args.data_root, target, protected, size=None, seed=args.data_seed, val="none",
                  test_size=args.test_size, **more).test
     if not isinstance(table, ImageTable):
         raise UserError(f"--dataset {args.dataset} holds no images: choose another")

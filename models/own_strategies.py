@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets.base import Table
 from models.backbones import load_weights
 from models.method import Batch, Method, cross_entropy, fit_stage, logits_of
 from models.own_rules import CHANNELS, FISHER, RATIO, T_STATISTIC
@@ -36,24 +35,15 @@ def mixture(start: Weights, end: Weights, alpha: float) -> dict[str, Tensor]:
             for name, value in end.items()}
 
 
-def fairest(accuracy: Mapping[float, float], slack: float) -> float:
-    """The largest alpha whose accuracy is at most `slack` below the best. {alpha: accuracy}."""
-    return max(alpha for alpha, value in accuracy.items()
-               if value >= max(accuracy.values()) - slack)
-
-
 class Interpolated(FineTuning):
     """Between the ERM model and the fine-tuned one: weights (1 - alpha) ERM + alpha fine-tuned.
 
     alpha of `ALPHAS` is the one of the best validation accuracy by --best-epoch, without group
-    labels; of equal ones, and of those at most `slack` less accurate, the largest, the fairest.
-    interpolate/alphas.json holds all that were tried. A tensor that was not selected is the same at
-    both ends and in between.
+    labels; of equal ones the largest, the fairest. interpolate/alphas.json holds all that were
+    tried. A tensor that was not selected is the same at both ends and in between.
     """
 
     needs_validation = True
-    defaults = {"slack": 0.0}
-    ranges = {"slack": (0.0, 1.0)}
 
     @classmethod
     def finetune(cls, run: Run) -> Method:
@@ -70,8 +60,7 @@ class Interpolated(FineTuning):
                     trained.model.load_state_dict(mixture(start, end, alpha))
                     tried[str(alpha)] = accuracies(trained, val)
                 best_by = run.config.best_epoch
-                alpha = fairest({alpha: tried[str(alpha)][best_by] for alpha in ALPHAS},
-                                run.options["slack"])
+                alpha = max(ALPHAS, key=lambda each: (tried[str(each)][best_by], each))
                 write_json(path, {"alpha": alpha, "best_by": best_by, "tried": tried})
         alpha = read_record(path, "alpha")["alpha"]
         trained.model.load_state_dict(mixture(start, end, alpha))
@@ -185,19 +174,18 @@ class Filtered(FineTuning):
         return run.data.loader(run.data.synthetic_balanced.take(kept), train=True)
 
 
-class Counterweighted(Interpolated):
-    """Fine-tuned past fairness, and part of the way back by interpolation with the ERM model.
+class Counterweighted(FineTuning):
+    """The minority groups weigh more, and a little of the ERM model is kept.
 
-    The real images bias the ERM model towards y != a (--minority is the share of y = a). Of the
-    balanced synthetic images the groups y = a alone are learned from, the others weigh `others` (0:
-    they only pass through batch norm), so that the fine-tuning biases the other way; in between the
-    two biases cancel, and what both models have learned stays. The last epoch of the fine-tuning
-    counts, as its own accuracy is no guide to the mixture's; alpha is chosen as `Interpolated`
-    does. A synthetic image's group is that of its prompt and nobody's annotation.
+    The real images bias the ERM model towards y != a (--minority is the share of y = a), and
+    fine-tuning on balanced images leaves some of that bias. Here the balanced synthetic images with
+    y != a weigh `others` times as much as those with y = a, which takes more of it away, and the
+    model is (1 - alpha) ERM + alpha fine-tuned, batch norm's statistics included, which gives
+    accuracy back. A synthetic image's group is that of its prompt and nobody's annotation.
     """
 
-    defaults = {"others": 0.0, "slack": 0.0025}
-    ranges = {"others": (0.0, 1.0), "slack": (0.0, 1.0)}
+    defaults = {"others": 0.5, "alpha": 0.9}
+    ranges = {"others": (0.0, 1.0), "alpha": (0.0, 1.0)}
 
     def __init__(self, model: nn.Module, recipe, *, weights: np.ndarray, **rest):
         device = next(model.parameters()).device
@@ -215,8 +203,13 @@ class Counterweighted(Interpolated):
             return cross_entropy(logits_of(self.network, x), y, self.weights[index])
 
     @classmethod
-    def validation(cls, run: Run) -> Table | None:
-        return None
+    def finetune(cls, run: Run) -> Method:
+        model = cls.starting_model(run)
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        trained = cls.train_on(model, run)
+        end = trained.model.state_dict()
+        trained.model.load_state_dict(mixture(start, end, run.options["alpha"]))
+        return trained
 
 
 def group_weights(y: np.ndarray, a: np.ndarray, others: float) -> np.ndarray:

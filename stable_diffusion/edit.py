@@ -69,8 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--prompts", required=True, type=path,
                       help="a prompt file of prompts/, such as Smiling_Male_plain.json")
     what.add_argument("--list", required=True, type=path,
-                      help="csv of the training images with columns file and y, such as a run "
-                      "folder's train.csv")
+                      help="csv with columns file and y, such as a run folder's train.csv")
     what.add_argument("--images", required=True, type=path, help="folder of these files")
     what.add_argument("--out", required=True, type=path, help="folder of the edited images")
     what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=4,
@@ -82,8 +81,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     generate._add_sampler_flags(parser)
     args = parser.parse_args(arguments)
     if args.edits_per_image % 2:
-        raise UserError(f"--edits-per-image {args.edits_per_image} must be even: half of them are "
-                        "of each protected value")
+        raise UserError(f"--edits-per-image {args.edits_per_image} must be even, half per value")
     if args.degrees[0] > args.degrees[1]:
         raise UserError(f"--degrees {args.degrees[0]} {args.degrees[1]}: give the lower one first")
     return args

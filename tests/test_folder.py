@@ -122,8 +122,16 @@ def test_a_drawn_split_is_stratified_saved_and_kept(root, capsys):
     assert set(loaded(root, seed=4).test.paths) != set(first.test.paths)
     (root / "split_gender_glasses_3.csv").unlink()
     assert rows_of(loaded(root, seed=3).test) == rows_of(first.test)
-    rewrite(root, lambda frame: frame.iloc[1:])
-    with pytest.raises(UserError, match="was drawn for other images.*delete it"):
+    rewrite(root, lambda frame: frame.iloc[1:])  # one image fewer: the others stay where they were
+    fewer = [loaded(root, seed=3), first]
+    gone = {row for splits in fewer[1:] for part in PARTS for row in rows_of(getattr(splits, part))}
+    left = {row for part in PARTS for row in rows_of(getattr(fewer[0], part))}
+    assert left < gone and len(gone - left) == 1
+    assert rows_of(fewer[0].test) <= rows_of(first.test)
+    frame = pd.read_csv(root / "metadata.csv")
+    frame.loc[0, "file_name"] = "a/new.jpg"
+    frame.to_csv(root / "metadata.csv", index=False)
+    with pytest.raises(UserError, match="did not list all images of today; delete it"):
         loaded(root, seed=3)
 
 
