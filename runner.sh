@@ -58,7 +58,7 @@ case $PAPER-$SETTING in
     DATA_FLAGS="--dataset demo --size $SIZE --synthetic-ratio 0.8 --synthetic-biased-ratio 0.44"
     TRAIN_FLAGS="--backbone resnet18_quarter --pretrained none --image-size 64 --min-crop 0.4
       --batch-size 32 --pretrain-lr 0.02 --pretrain-epochs $EPOCHS --pretrain-milestone $MILESTONE
-      --finetune-lr 0.005 --finetune-epochs 5 --best-epoch class-accuracy"
+      --finetune-lr 0.005 --finetune-epochs 5 --best-epoch class-accuracy --precision fp32"
     SEEDS=${SEEDS:-100 200 300 400 500} BEST_RATE=best_rate RATE=aim_fair_lr0.005
     RATIOS="aim_fair_0.2x aim_fair_0.4x aim_fair_0.6x aim_fair_0.8x" RATIO=aim_fair_0.8x ;;
   aim_fair-celeba)
@@ -261,6 +261,7 @@ grids() {  # the images by group and prompt set, of the sets that there are
 figure8() {  # where the selected tensors lie; the paper: mostly in early layers
   train figure8 --methods aim_fair
 }
+gpu-check() { run tests/gpu/check.py --out "$RESULTS/gpu-check.md" "$@"; }  # suite and benchmark
 
 # --- FairIF's tables and figures -----------------------------------------------------------------
 CONTROLS="fairif_shuffled fairif_shuffled_within_groups group_weights"  # its eps dealt otherwise
@@ -361,9 +362,8 @@ fairif-strategies() {
 }
 
 EXPERIMENTS="demo judge celeba domain-gap longer rules tensor-effect table1 table2 table3 table4
-  table5 table6 table7
-  table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4 figure5 figure6 figure7
-  figure8 fairif-table1 fairif-table2 fairif-table3 fairif-table4
+  table5 table6 table7 table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4
+  figure5 figure6 figure7 figure8 gpu-check fairif-table1 fairif-table2 fairif-table3 fairif-table4
   fairif-table4-blind fairif-theory fairif-table5 fairif-table6
   fairif-table11 fairif-figure2 fairif-strategies"
 case " $(echo $EXPERIMENTS) " in *" $EXPERIMENT "*) ;;
@@ -373,7 +373,7 @@ case $EXPERIMENT-$# in *-0) ;; judge-* | figure4-* | figure7-*)
   echo "error: $EXPERIMENT takes no further flags: $*" >&2; exit 2 ;;
 esac
 case $SETTING-$EXPERIMENT in  # the first make none, or their own
-  demo-bias-ratio | demo-domain-gap | demo-rules | demo-fairif-*[0-9]) ;;
+  demo-bias-ratio | demo-domain-gap | demo-rules | demo-gpu-check | demo-fairif-*[0-9]) ;;
   demo-table5 | demo-figure[47]) images plain contextual_25 contextual_50 $PROMPT_SET ;;
   demo-*) images $PROMPT_SET ;;
 esac

@@ -101,12 +101,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     config = parse(argv)
     from models.experiment import execute, make_run, prepare
-    from utils import launcher
+    from utils import devices, launcher
     from utils.preemption import PREEMPTION
 
     PREEMPTION.install()
     experiment = prepare(config)
     config = experiment.config
+    print(devices.describe(config.device, config.precision), flush=True)
     few = config.launcher == "none" and len(config.seeds) >= config.jobs  # processes are enough
     runs = in_jobs(config, experiment.methods, argv, merged=few)
     if config.launcher != "none":
@@ -115,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         if launcher.launch(config, tasks, last):
             return  # SLURM's last job does what follows
     elif config.jobs > 1:
-        launcher.in_parallel([[sys.executable, __file__, *run] for run in runs], config.jobs)
+        launcher.in_parallel([[sys.executable, __file__, *run] for run in runs], config.jobs,
+                             launcher.gpus_of(config))
     for seed in config.seeds:
         for name, method in experiment.methods.items():
             PREEMPTION.check()

@@ -32,6 +32,7 @@ from PIL import Image
 
 from datasets.base import ImageTable, named
 from datasets.decoding import decode, header_size
+from utils.devices import cores
 from utils.errors import UserError
 from utils.files import atomic_path, lock, remove_leftovers, reserve, write_at
 from utils.preemption import PREEMPTION
@@ -103,7 +104,7 @@ def open_store(
             continue
         here = [table.paths[i] for i in left]
         source = (whole.name, whole.paths) if whole is not None else (table.name, here)
-        path, more, kind, row[left] = _open(*source, here, folder, threads or _cores())
+        path, more, kind, row[left] = _open(*source, here, folder, threads or cores())
         group[left] = kind + len(arrays)
         files += [path] * len(more)
         arrays += more
@@ -143,11 +144,6 @@ def _key(paths: list[str], name: str) -> str:
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     _refuse(missing, len(paths), name)
     return digest.hexdigest()[:32]
-
-
-def _cores() -> int:
-    """Cores this process may use: of a SLURM job, not of the node."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ augmented without the host; with too little room the threads send uint8 batches.
 from __future__ import annotations
 
 import math
-import weakref
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets import resident
 from datasets.augment import (
     SCALE,
     crop_boxes,
@@ -31,17 +32,13 @@ from datasets.augment import (
     standardised,
 )
 from datasets.base import ImageTable
-from datasets.image_store import ImageStore, open_store
+from datasets.image_store import open_store
+from utils.devices import cores
 from utils.errors import UserError
 
-ROOM = 0.4  # a store may take this share of the device's free memory; the rest is the step's
-UPLOAD = 64 * 2**20  # bytes sent to the device at once
+FEEDERS = 8  # threads at most that feed a GPU on which the images have no room
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-# (store file, array, rows, device) -> these images there, shared by every loader that is alive.
-_RESIDENT: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -114,7 +111,12 @@ class Loader:
         self.store = open_store(table, store_dir, pools=pools)
         self._y = table.y
         self._a = table.a if attributes else np.full(len(table), -1, np.int64)
-        self._resident = _upload(self.store, self.device) if self._has_room() else None
+        self._resident = resident.upload(self.store, self.device)
+        if self._resident is None and self.device.type != "cpu":
+            self.workers = max(workers, min(FEEDERS, cores()))
+            print(f"{table.name}: its {self.store.nbytes / 1e9:.2f} GB have no room on "
+                  f"{self.device} beside the training; {self.workers} threads feed it",
+                  file=sys.stderr)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -138,23 +140,29 @@ class Loader:
             yield from self._device_epoch(k)
             return
         on_cpu = self.device.type == "cpu"
-        for index, images, y, a in self.host_epoch(k, normalised=on_cpu):
-            x = torch.from_numpy(images).permute(0, 3, 1, 2)
-            labels = [torch.from_numpy(part) for part in (index, y, a)]
-            if not on_cpu:
-                x, *labels = (send(part, self.device) for part in (x, *labels))
-                x = normalise(x)
-            index, y, a = labels
-            yield index, x, y, a
 
-    def host_epoch(self, k: int, *, normalised: bool) -> Iterator[tuple[np.ndarray, ...]]:
-        """Epoch k from the threads as arrays (index, images, y, a).
+        def tensors(arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+            parts = map(torch.from_numpy, arrays)  # pinning copies: the threads do it
+            return list(parts) if on_cpu else [part.pin_memory() for part in parts]
+
+        for parts in self.host_epoch(k, normalised=on_cpu, finish=tensors):
+            if not on_cpu:
+                parts = [part.to(self.device, non_blocking=True) for part in parts]
+            index, x, y, a = parts
+            x = x.permute(0, 3, 1, 2)
+            yield index, x if on_cpu else normalise(x), y, a
+
+    def host_epoch(
+        self, k: int, *, normalised: bool, finish: Callable = lambda arrays: arrays
+    ) -> Iterator:
+        """Epoch k from the threads as arrays (index, images, y, a), or what `finish` makes of them
+        there.
 
         images: [B, image_size, image_size, 3], float32 in [-1, 1] or, not normalised, uint8.
         """
         plan = self.plan(k)
 
-        def prepare(span: slice) -> tuple[np.ndarray, ...]:
+        def prepare(span: slice):
             rows = plan.rows[span]
             images = resample_cpu(
                 [self.store.image(row) for row in rows.tolist()],
@@ -163,7 +171,7 @@ class Loader:
                 self.image_size,
                 normalised=normalised,
             )
-            return rows, images, self._y[rows], self._a[rows]
+            return finish((rows, images, self._y[rows], self._a[rows]))
 
         yield from _ahead(prepare, self._spans(), self.workers)
 
@@ -182,11 +190,6 @@ class Loader:
         height, width = self.store.sizes[draws % count].T
         boxes = crop_boxes(self.seed, k, draws, height, width, self.min_crop)
         return Plan(draws % count, boxes, flip_mask(self.seed, k, draws))
-
-    def _has_room(self) -> bool:
-        if self.device.type != "cuda":
-            return False
-        return self.store.nbytes <= ROOM * torch.cuda.mem_get_info(self.device)[0]
 
     def _device_epoch(self, k: int) -> Iterator[Batch]:
         """The epoch from images on the device; the host only launches, it never waits.
@@ -246,23 +249,3 @@ def _ahead(work: Callable, items: list, workers: int) -> Iterator:
             yield waiting.popleft().result()
     finally:  # also where the caller leaves the epoch early
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _upload(store: ImageStore, device: torch.device) -> tuple[list[torch.Tensor], np.ndarray]:
-    """The table's images on the device, uint8 [n, H, W, 3] per array of the store, and each table
-    row's place in its tensor, int64 [N]."""
-    tensors, row = [], np.empty_like(store.row)
-    for number, (file, array) in enumerate(zip(store.files, store.arrays, strict=True)):
-        used, here = store.used(number), store.group == number
-        row[here] = np.searchsorted(used, store.row[here])
-        key = (file, array.shape, used.tobytes(), device)
-        tensor = _RESIDENT.get(key)
-        if tensor is None:
-            shape = (len(used), *array.shape[1:])
-            tensor = torch.empty(shape, dtype=torch.uint8, device=device)
-            step = max(1, UPLOAD // array[0].nbytes)
-            for i in range(0, len(used), step):
-                tensor[i : i + step] = torch.from_numpy(array[used[i : i + step]])
-            _RESIDENT[key] = tensor
-        tensors.append(tensor)
-    return tensors, row

@@ -28,7 +28,7 @@ def card_of(settings: Mapping[str, Any], files: Sequence[str], run: Record,
     protected = config.get("protected") or settings.get("protected") or "the protected attribute"
     parts = [
         _front(settings, config, run.get("metrics")),
-        f"# {target}, fair about {protected}",
+        f"# {target}, measured by {protected}",
         f"A classifier of images: does an image show {target}? It is a {settings['backbone']} with "
         f"one logit, and was measured by how it treats the groups of {protected}.",
         "## Files and input", _input(settings, files),

@@ -15,13 +15,14 @@ from models.masks import GIVEN, chosen_by
 from models.method import Method
 from models.selection import CRITERIA, resolve_k
 from models.strategies import FineTuning
-from utils import launcher
+from utils import devices, launcher
 from utils.blocks import require_block
 from utils.config import Config
 from utils.errors import UserError
 from utils.events import require_tensorboard
 from utils.files import is_plain_name
-from utils.options import check_compiler, check_device
+from utils.options import check_compiler
+from utils.records import read_record
 from utils.reporting.paper import paper_row
 
 TAKEN = ("", "shared", "figures", "contact_sheets", "tensorboard", "submitit")
@@ -39,8 +40,8 @@ def check_flags(
     _check_data(config, methods, dataset)
     _check_table(config, methods)
     launcher.check(config.launcher, config.slurm)
-    # a job has its own device, and decides for itself what is the default
-    check_device(config.device, here=config.launcher != "slurm")
+    if config.launcher != "slurm":  # whose jobs have other devices than this machine
+        _check_numerics(config, methods)
     if config.compile:
         check_compiler()
     if config.tensorboard:
@@ -170,3 +171,25 @@ def _check_table(config: Config, methods: Iterable[str]) -> None:
             paper_row(config.paper_table, config.paper_row or "", *where)
         except UserError as error:
             raise UserError(f"--paper-table {config.paper_table}: {error}") from None
+
+
+def _check_numerics(config: Config, methods: Iterable[str]) -> None:
+    """A table's rows round alike. What this command's own folders hold, `claim` compares."""
+    setting = config.results / config.setting
+    own = {(name, f"seed{seed}") for name in (*methods, config.name) for seed in config.seeds}
+    rounds = devices.numerics(config.device, config.precision)
+    for path in sorted(setting.glob("*/seed*/config.json")):
+        row, seed = path.parts[-3:-1]
+        if (row, seed) in own or not (path.parent / "done").exists():
+            continue
+        held = read_record(path)
+        gpu = (held.get("environment") or {}).get("gpu") or {}
+        theirs = held.get("precision")
+        if theirs == "fp32" and gpu.get("tf32") and held.get("device") == "cuda":
+            theirs = "fp32 with TF32 convolutions"
+        if theirs not in (None, rounds):
+            raise UserError(
+                f"{path.parent} was trained in {theirs}, this command trains in {rounds}: rows of "
+                "a table must not differ in it; give that --precision and --device, or choose "
+                "another --setting"
+            )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from utils.config import COUNT, SHARE, number
+from utils.devices import pick
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.metrics import CELLS, METRICS, fairness_metrics, to_json
@@ -72,11 +73,8 @@ def add_network_flags(p: argparse.ArgumentParser) -> None:
 
 
 def device_of(flag: str) -> str:
-    import torch
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if flag == "auto" else flag
-    check_device(device)
-    return device
+    check_device(flag)
+    return pick(flag)
 
 
 def network_of(checkpoint: Path, args: argparse.Namespace, device: str):
@@ -105,7 +103,7 @@ def test_table(args: argparse.Namespace):
                         "columns")
     args.target, args.protected = target, protected  # as the tables name them
     more = {"positive": tuple(args.positive)} if args.positive else {}
-    table = data(args.data_root, target, protected, size=None, seed=args.data_seed, val="official",
+    table = data(args.data_root, target, protected, size=None, seed=args.data_seed, val="none",
                  test_size=args.test_size, **more).test
     if not isinstance(table, ImageTable):
         raise UserError(f"--dataset {args.dataset} holds no images: choose another")

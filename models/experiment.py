@@ -22,13 +22,14 @@ from models.backbones import check_shape, initial_weights, maker, tensor_names
 from models.checks import check_flags, check_labels, check_network, check_samples
 from models.choices import Choice, candidates, row_of
 from models.method import Method
+from utils import devices
 from utils.config import Config
 from utils.engine import accuracies, predictions, save_torch
 from utils.errors import UserError
 from utils.events import events_of
 from utils.files import write_atomic, write_json
 from utils.metrics import fairness_metrics, to_json
-from utils.options import options_of
+from utils.options import check_device, options_of
 from utils.reporting.paper import own_row
 from utils.run import Run
 
@@ -70,12 +71,13 @@ def complete(config: Config) -> Config:
                 raise UserError(f"{flag} {name} is unknown; choose from {', '.join(known)}")
     config = checkpoints.completed(config, lambda line: print(line, file=sys.stderr))
     maker(config.backbone)  # is there such a network?
-    if config.device == "auto":
-        config = replace(config, device="cuda" if torch.cuda.is_available() else "cpu")
-    if config.precision == "auto":
-        on_gpu = config.device.startswith("cuda")
-        config = replace(config, precision="bf16" if on_gpu else "fp32")
+    # a job has its own device, and decides for itself what is the default
+    check_device(config.device, here=config.launcher != "slurm")
+    config = replace(config, device=devices.pick(config.device))
     dataset = DATASETS[config.dataset]
+    if config.precision == "auto":
+        precision = devices.training_precision(config.device, in_memory=dataset.in_memory)
+        config = replace(config, precision=precision)
     target, protected = dataset.attributes or (None, None)
     config = replace(config, target=config.target or target,
                      protected=config.protected or protected,

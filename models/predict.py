@@ -81,10 +81,10 @@ def scores_of(
 ) -> Iterator[tuple[str, float | str]]:
     """(name, probability of 1) of every image in order, the reason where it cannot be read."""
     import torch
-    from tqdm import tqdm
 
     from datasets.augment import normalise, standardisation, standardised
     from models.method import logits_of
+    from utils.progress import progress
 
     standard = standardisation(classifier.mean, classifier.std, torch.device(device))
 
@@ -95,7 +95,7 @@ def scores_of(
             x = standardised(x, standard)
         return logits_of(classifier.model, x).double().sigmoid().tolist()
 
-    names, bar = list(images), tqdm(total=len(images), desc="predict", unit="img", leave=False)
+    names, bar = list(images), progress(total=len(images), desc="predict", unit="img", leave=False)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         for start in range(0, len(names) + batch_size, batch_size):  # one batch is read ahead

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from models import scores
+from models import card, scores
 from models.checkpoints import classifier
 from models.evaluate import device_of, evaluated, percent, spanned
 from models.evaluate_figure import draw
@@ -27,13 +27,13 @@ from utils.records import read_record
 from utils.reporting import html
 
 LOWER = ("std", "eo_mean", "eo_worst", "ad", "aod", "eod")  # the smaller the fairer
-SAID = {"acc": "accuracy", "wst": "worst group's accuracy", "eo_worst": "equalized odds difference"}
+MAIN = {"acc": "accuracy", "wst": "worst group's accuracy", "eo_worst": "equalized odds difference"}
 
 
 def verdict(before: Mapping, after: Mapping, differences: Mapping) -> list[str]:
-    """One sentence a measure of SAID: how it changed, and whether the images can tell."""
+    """One sentence a measure of MAIN: how it changed, and whether the images can tell."""
     sentences = []
-    for name, said in SAID.items():
+    for name, said in MAIN.items():
         found, (low, high) = differences[name]["difference"], differences[name]["interval"]
         if low <= 0 <= high or found != found:
             change = "these test images cannot tell whether it changed"
@@ -48,15 +48,16 @@ def verdict(before: Mapping, after: Mapping, differences: Mapping) -> list[str]:
 
 def sections_of(
     result: Mapping[str, Any], names: tuple[str, str], config: Mapping[str, Any], setting: Path,
-    mask: Mapping[str, Any] | None, figure: Path,
+    mask: Mapping[str, Any] | None, figure: Path, control: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """The page's sections as HTML. names: of the model before and after."""
+    """The page's sections as HTML. names: of the model before and after. control: metrics.json of
+    the row erm_longer, where there is one."""
     before, after = (result["models"][name] for name in names)
     differences = result["differences"][names[1]]
-    rows = [[name, _cell(before, name), _cell(after, name),
+    rows = [[card.SAID[name], _cell(before, name), _cell(after, name),
              f"{100 * differences[name]['difference']:+.2f} "
              f"{spanned(differences[name]['interval'])}"]
-            for name in before["intervals"] if not name.startswith("group_acc")]
+            for name in card.SAID]
     groups = []
     for y, a in CELLS:
         key = f"group_acc_{y}_{a}"
@@ -75,7 +76,7 @@ def sections_of(
     sections = {
         "Result": "".join(f"<p>{escape(line)}</p>\n" for line in
                           verdict(before, after, differences))
-        + html.table(["in %", *head], rows),
+        + _control(control) + html.table(["in %", *head], rows),
         "Groups": html.table(["group", "test images", *head], groups),
         "Scores": f'<figure class="plot">{html.image(figure, "calibration and thresholds")}'
         "<figcaption>Above before, below after. Left: share of images with label 1 among those of "
@@ -87,10 +88,19 @@ def sections_of(
         "Limits": "<p>Measured on the test part of one data set with one seed of the fine-tuning; "
         "the intervals are over its images (bootstrap, stratified by group) and hold for images "
         "like these. The protected attribute has two values here. Nothing was chosen on the test "
-        "images. Whether longer training would have done the same: the row erm_longer of "
-        "report.html beside this page.</p>\n",
+        "images. The other rows stand in report.html.</p>\n",
     }
     return {title: body for title, body in sections.items() if body}
+
+
+def _control(control: Mapping[str, Any] | None) -> str:
+    """What the same model reaches that is trained on for as long, but on its own biased images."""
+    if control is None:
+        return ""
+    values = ", ".join(f"{said} {percent(control['test'][name])}%" for name, said in MAIN.items()
+                       if control["test"][name] is not None)
+    return (f"<p>The control, the given model trained on for as many images of its own training "
+            f"set: {escape(values)}.</p>\n")
 
 
 def _cell(part: Mapping[str, Any], name: str) -> str:
@@ -144,7 +154,9 @@ def write_page(setting: Path, row: str, seed: int, args: argparse.Namespace) -> 
     draw(every, figure, (config["target"], config["protected"]))
     mask_file = runs[1] / "mask.json"
     mask = read_record(mask_file, "tensors") if mask_file.exists() else None
-    sections = sections_of(result, ("before", "after"), config, setting, mask, figure)
+    longer = setting / "erm_longer" / f"seed{seed}" / "metrics.json"
+    control = read_record(longer, "test") if longer.exists() else None
+    sections = sections_of(result, ("before", "after"), config, setting, mask, figure, control)
     title = f"{config['target']}, repaired to be fair about {config['protected']}"
     lead = (f"{len(table)} test images of {config['dataset']}; the repair is {row}, seed {seed}.")
     write_atomic(setting / "repair.html", html.page(title, lead, sections))

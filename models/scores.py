@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from datasets.base import ImageTable
 from datasets.loader import Loader
@@ -18,6 +17,7 @@ from models.checkpoints import Classifier
 from models.method import logits_of
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ def of_classifier(
     loader = Loader(table, batch_size, image_size=classifier.image_size, train=False, device=device,
                     store_dir=store_dir, workers=workers, mean=classifier.mean, std=classifier.std)
     model = classifier.model.eval()
-    batches = tqdm(loader.epoch(0), total=len(loader), desc="evaluate", unit="batch", leave=False)
+    batches = progress(loader.epoch(0), total=len(loader), desc="evaluate", unit="batch",
+                       leave=False)
     logit = torch.cat([logits_of(model, x) for _, x, _, _ in batches]).cpu().numpy()
     if not np.isfinite(logit).all():
         raise UserError(f"{classifier.name} gives NaN or infinity: check --backbone, --mean and "

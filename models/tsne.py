@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -31,6 +30,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from models.features import Features, run_config, run_features
+from utils.devices import pick
 from utils.errors import UserError, exit_cleanly
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
@@ -216,8 +216,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--points", type=int, default=500,
                    help="test images of each group (y, a) that are drawn at most; all are probed")
     p.add_argument("--seed", type=int, default=0, help="of the drawn points, t-SNE and the folds")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                   help="where features are computed: cpu, cuda or cuda:N")
+    p.add_argument("--device", default="auto",
+                   help="where features are computed: auto, cpu, cuda or cuda:N")
     p.add_argument("--workers", type=int, default=1, help="threads that prepare batches")
     return p
 
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_device(args.device)
     runs = select_runs(args.setting, args.rows, args.seeds)
     written, table = draw(args.setting, runs, args.data_root, number=args.points, seed=args.seed,
-                          device=args.device, store_dir=args.store_dir, workers=args.workers)
+                          device=pick(args.device), store_dir=args.store_dir, workers=args.workers)
     print("The protected attribute told from the features within a class (balanced accuracy; 50% "
           f"is chance):\n\n{table}")
     for path in written:

@@ -5,7 +5,7 @@
         --dataset demo --data-root data/demo
 
 Agreement is the share of a group's images to which a classifier gives the label that their prompt
-asked for: what the images can teach is limited by it. The judge is a checkpoint of train.py (give
+asked for: what the images can teach is limited by it. The judge is a classifier's checkpoint (give
 --judge twice for target and protected attribute), or CLIP zero-shot with --clip.
 
 With --dataset they are also compared with its training photographs (quality.py): FID, KID and

@@ -69,8 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--prompts", required=True, type=path,
                       help="a prompt file of prompts/, such as Smiling_Male_plain.json")
     what.add_argument("--list", required=True, type=path,
-                      help="csv of the training images with columns file and y, such as a run "
-                      "folder's train.csv")
+                      help="csv with columns file and y, such as a run folder's train.csv")
     what.add_argument("--images", required=True, type=path, help="folder of these files")
     what.add_argument("--out", required=True, type=path, help="folder of the edited images")
     what.add_argument("--edits-per-image", type=generate._whole(MINIMUM, 1000), default=4,
@@ -82,8 +81,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     generate._add_sampler_flags(parser)
     args = parser.parse_args(arguments)
     if args.edits_per_image % 2:
-        raise UserError(f"--edits-per-image {args.edits_per_image} must be even: half of them are "
-                        "of each protected value")
+        raise UserError(f"--edits-per-image {args.edits_per_image} must be even, half per value")
     if args.degrees[0] > args.degrees[1]:
         raise UserError(f"--degrees {args.degrees[0]} {args.degrees[1]}: give the lower one first")
     return args
@@ -201,8 +199,13 @@ class Editor:
         """sampler: pipeline.Sampler. steps: of the whole schedule. height, width: in pixels."""
         from diffusers import StableDiffusionImg2ImgPipeline
 
+        from stable_diffusion.pipeline import check_precision
+
         self.sampler, self.steps, self.size = sampler, steps, (width, height)
-        self.pipe = StableDiffusionImg2ImgPipeline.from_pipe(sampler.pipe)
+        self.pipe = StableDiffusionImg2ImgPipeline.from_pipe(
+            sampler.pipe, dtype=sampler.dtype  # or it turns the shared networks into fp32
+        )
+        check_precision(sampler.pipe, sampler.dtype)
         self.pipe.set_progress_bar_config(disable=True)
 
     def edit(self, rows: Sequence[Edit], images: Path):
@@ -280,6 +283,7 @@ def edit(args: argparse.Namespace) -> int:
     print(f"{args.out}: {left} of {total} edits to make with {args.model} on {sampler.device}, "
           f"{low} to {high} of {steps} steps, batches of {batch_size}", flush=True)
     editor = Editor(sampler, steps, settings["height"], settings["width"])
+    sampler.embed_all(row.prompt for batch in todo for row in batch)
     with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         write_batches(
             lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,

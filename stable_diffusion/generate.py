@@ -28,6 +28,7 @@ from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
 from stable_diffusion.prompt_set import read_prompts
 from stable_diffusion.shares import share
+from utils.devices import generation_precision
 from utils.errors import UserError, exit_cleanly
 from utils.options import ArgumentParser, check_compiler, path
 from utils.progress import Bar, progress
@@ -98,7 +99,7 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
     speed.add_argument(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
-        help="default: bf16 on a GPU, fp32 on a CPU",
+        help="default: bf16 on a GPU that has it, else fp16; fp32 on a CPU",
     )
     speed.add_argument(
         "--batch-size",
@@ -178,7 +179,7 @@ def _build_sampler(args: argparse.Namespace):
         return defaults[name] if getattr(args, name) is None else getattr(args, name)
 
     device = pipeline.pick_device(args.device)
-    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
+    precision = args.precision or generation_precision(str(device))
     pipe = pipeline.load_pipeline(
         args.model,
         scheduler=setting("scheduler"),
@@ -222,6 +223,8 @@ def make_images(
 ) -> None:
     """Generate the batches and write their images."""
     from stable_diffusion.writer import write_batches
+
+    sampler.embed_all(row.prompt for batch in batches for row in batch)
 
     def draw(rows: Sequence[Row]):
         return sampler.sample([row.prompt for row in rows], [row.seed for row in rows])

@@ -1,8 +1,8 @@
 """Networks that look at images: judges of an attribute, and features in which images are compared.
 
-A judge is a checkpoint of train.py or CLIP zero-shot. Features are Inception's, as in published
-FIDs, or the input of a classifier's last layer, or those of any timm model. The classifiers are
-models/'s own, so this file imports models; nothing in models/ imports stable_diffusion.
+A judge is a classifier's checkpoint or CLIP zero-shot. Features are Inception's, as in published
+FIDs, or the input of a classifier's last layer, or those of any timm model. Checkpoints are read by
+models/, so this file imports it; nothing in models/ imports stable_diffusion.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from PIL import Image
 from torch import nn
 
 from datasets.decoding import decode
-from models.backbones import BACKBONES
+from models import checkpoints
 from models.heads import output_layer
-from utils.errors import UserError, is_systems, reason
+from utils.errors import UserError, reason
 from utils.progress import progress
 
 LogitsFunction = Callable[[Sequence[Image.Image]], torch.Tensor]  # images -> logits [B]
 BATCH = 64
 INCEPTION_SIZE = 299  # pixels; what Inception takes
+LARGEST = 4096  # pixels of a side; a damaged file may say a million
 # What CLIP is asked per attribute: (attribute = 1, attribute = 0).
 CLIP_TEXTS = {
     "Smiling": ("a photo of a smiling person", "a photo of a person with a neutral expression"),
@@ -78,61 +79,49 @@ def agreement(logits: LogitsFunction, paths: Sequence[Path], label: int) -> floa
     return right / len(paths) if paths else float("nan")
 
 
-# --- classifiers of train.py ---------------------------------------------------------------------
+# --- classifiers ---------------------------------------------------------------------------------
 
 
-def _classifier(path: Path, flag: str, device: torch.device) -> tuple[nn.Module, str, int]:
-    """(network, its target attribute, side of its images in pixels) of a checkpoint of train.py.
-
-    path: the file, or a folder with a single .pt file. It is read with weights_only. Raises
-    UserError naming `flag` where it is anything else.
-    """
-    given = f"{flag} {path}"
-    if path.is_dir():
-        files = sorted(path.glob("*.pt"))
-        if len(files) != 1:
-            raise UserError(f"{given}: the folder holds {len(files)} .pt files; give one file")
-        path = files[0]
-    if not path.is_file():
-        raise UserError(f"{given} does not exist; give the classifier.pt of a run of train.py")
+def _classifier(path: str | Path, flag: str, device: torch.device) -> checkpoints.Classifier:
+    """A checkpoint's network. UserError where it cannot be read, or for images of no real size."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        target, size = str(checkpoint["target"]), int(checkpoint["image_size"])
-        if not 1 <= size <= 4096:
-            raise ValueError(f"image_size {size}")
-        if checkpoint["backbone"] not in BACKBONES:
-            raise ValueError(f"unknown backbone {checkpoint['backbone']}")
-        model = BACKBONES[checkpoint["backbone"]](None)
-        model.load_state_dict(checkpoint["model"])
-    except Exception as error:  # torch.load raises many classes
-        if is_systems(error):
-            raise
-        raise UserError(
-            f"{given} is not a checkpoint of train.py ({type(error).__name__}: {reason(error)}); "
-            "give the classifier.pt of one of its runs"
-        ) from None
-    return model.eval().to(device), target, size
+        classifier = checkpoints.classifier(Path(path), device=str(device), flag=flag)
+    except UserError as error:  # of an unknown backbone, it speaks of train.py's flag
+        said = str(error)
+        raise UserError(said if str(path) in said else f"{flag} {path}: {said}") from None
+    if not 1 <= classifier.image_size <= LARGEST:
+        raise UserError(f"{flag} {path} says that its images have {classifier.image_size} pixels a "
+                        f"side, and 1 to {LARGEST} are possible; give another checkpoint")
+    return classifier
 
 
 @torch.inference_mode()
 def _forward(
-    model: nn.Module, size: int, device: torch.device, images: Sequence[Image.Image]
+    model: nn.Module, like: checkpoints.Classifier, images: Sequence[Image.Image]
 ) -> torch.Tensor:
-    """The network's output [B, ...] for images resized to size x size, mean and std 0.5."""
-    bilinear = Image.Resampling.BILINEAR
-    pixels = np.stack([np.asarray(image.resize((size, size), bilinear)) for image in images])
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)  # [B, 3, S, S]
-    return model(x.float() / 127.5 - 1)
+    """The network's output [B, ...] for images prepared as those of the classifier `like`."""
+    side = (like.image_size, like.image_size)
+    pixels = [np.asarray(image.resize(side, Image.Resampling.BILINEAR)) for image in images]
+    device = next(model.parameters()).device
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)  # [B, 3, S, S]
+    mean, std = (torch.tensor(part, device=device).view(-1, 1, 1) for part in (like.mean, like.std))
+    return model((x.float() / 255 - mean) / std)
 
 
 def load_judge(path: str | Path, device: torch.device) -> Judge:
-    """A checkpoint of train.py as a judge of its target attribute. UserError where it is none."""
-    model, target, size = _classifier(Path(path), "--judge", device)
+    """A classifier's checkpoint as a judge of its target attribute.
+
+    Raises UserError where it cannot be read (see checkpoints.read) or does not name its target.
+    """
+    classifier = _classifier(path, "--judge", device)
+    if "target" not in classifier.about:
+        raise UserError(f"--judge {path} does not say which attribute it predicts; give the "
+                        "classifier.pt of a run of train.py")
 
     def logits(images: Sequence[Image.Image]) -> torch.Tensor:
-        return _forward(model, size, device, images).squeeze(1)
+        return _forward(classifier.model, classifier, images).squeeze(1)
 
-    return Judge(f"--judge {path}", target, logits)
+    return Judge(f"--judge {path}", classifier.about["target"], logits)
 
 
 def load_clip(name: str, attribute: str, device: torch.device) -> Judge:
@@ -175,8 +164,8 @@ def load_clip(name: str, attribute: str, device: torch.device) -> Judge:
 def load_features(name: str, judges: Sequence[str | Path], device: torch.device) -> Features:
     """The features that --features asks for.
 
-    name: "inception"; "timm:NAME", a timm model with its published weights; a checkpoint of
-    train.py; or "auto": Inception where it can be loaded, else the first judge. Raises UserError
+    name: "inception"; "timm:NAME", a timm model with its published weights; a classifier's
+    checkpoint; or "auto": Inception where it can be loaded, else the first judge. Raises UserError
     where the network cannot be loaded.
     """
     if name == "auto":
@@ -195,10 +184,11 @@ def load_features(name: str, judges: Sequence[str | Path], device: torch.device)
 
 
 def classifier_features(path: str | Path, device: torch.device) -> Features:
-    """The input of the last layer of a checkpoint of train.py. UserError where it is none."""
-    model, _, size = _classifier(Path(path), "--features", device)
+    """The input of the last layer of a checkpoint. UserError where it cannot be read."""
+    classifier = _classifier(path, "--features", device)
+    model = classifier.model
     model.set_submodule(output_layer(model), nn.Identity())
-    return Features(str(path), partial(_forward, model, size, device))
+    return Features(str(path), partial(_forward, model, classifier))
 
 
 def _inception(device: torch.device) -> Features:

@@ -9,15 +9,16 @@ for the device between batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from stable_diffusion.guided_unet import GuidedUNet
 from stable_diffusion.model_files import PAPER_MODEL, read_pipeline, refusal
 from stable_diffusion.prompt_set import PromptSet
-from stable_diffusion.shares import local_rank
+from utils.devices import automatic, local_rank
 from utils.errors import UserError
 
 # The paper's sampler (AIM-Fair release: DDIM, eta 0, 50 steps, guidance 9).
@@ -34,7 +35,7 @@ def pick_device(name: str) -> torch.device:
     that this machine does not have.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = automatic()
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -76,8 +77,16 @@ def load_pipeline(
     target = pick_device(device)
     pipe = read_pipeline(model, PRECISIONS[precision], config)
     _check_parts(model, pipe)
+    check_precision(pipe, PRECISIONS[precision])
+    return ready(pipe, scheduler, target, compile)
+
+
+def ready(
+    pipe: StableDiffusionPipeline, scheduler: str, device: torch.device, compile: bool = False
+) -> StableDiffusionPipeline:
+    """The pipeline on the device with that sampler, laid out for speed; it is changed in place."""
     pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
-    pipe.to(target)
+    pipe.to(device)
     for part in (pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
         part.to(memory_format=torch.channels_last)  # convolutions: also faster on a CPU
@@ -110,6 +119,17 @@ def _check_parts(model: str, pipe: StableDiffusionPipeline) -> None:
     words, known = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
     if not known / 2 < words <= known:  # from an empty folder transformers makes an empty tokenizer
         raise refusal(model, f"its tokenizer has {words} tokens, its text encoder {known}")
+
+
+def check_precision(pipe: StableDiffusionPipeline, dtype: torch.dtype) -> None:
+    """Raise UserError where a network is not in that precision, which the manifest records."""
+    for name in ("unet", "vae", "text_encoder"):
+        found = getattr(pipe, name).dtype
+        if found != dtype:
+            raise UserError(
+                f"diffusers {diffusers.__version__} made the model's {name} {found} and not "
+                f"{dtype}, as versions below 0.40 do: run pip install -r requirements.txt"
+            )
 
 
 def weights_fingerprint(pipe: StableDiffusionPipeline) -> str:
@@ -167,6 +187,11 @@ class Sampler:
             embedding, _ = self.pipe.encode_prompt(prompt, self.device, 1, False)
             self.embeddings[prompt] = embedding[0]
         return self.embeddings[prompt]
+
+    def embed_all(self, prompts: Iterable[str]) -> None:
+        """Embed them, and the empty one of the guidance, so that no batch has to wait for it."""
+        for prompt in dict.fromkeys([*([""] if self.guidance > 1 else []), *prompts]):
+            self.embed(prompt)
 
     def noise(self, seeds: Sequence[int]) -> torch.Tensor:
         """Initial latents float32 [B, C, h, w], each image's from its own CPU generator.

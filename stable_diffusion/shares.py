@@ -12,18 +12,9 @@ import os
 import re
 from collections.abc import Mapping
 
+from utils.devices import PROCESSES
 from utils.errors import UserError
 
-# Launchers of processes, innermost first (srun may start a torchrun): the variables for this
-# process's number, how many there are, and its number on this machine. A Slurm batch script is a
-# single process and has SLURM_PROCID=0 and SLURM_NTASKS too; only srun sets the step's tasks.
-PROCESSES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
-)
 # Job arrays: the variables for this job's number, the first and the last, the step between them,
 # and how many there are; "" where the scheduler has none.
 SLURM = tuple(f"SLURM_ARRAY_TASK_{word}" for word in ("ID", "MIN", "MAX", "STEP", "COUNT"))
@@ -55,16 +46,6 @@ def share(text: str | None, environment: Mapping[str, str] | None = None) -> tup
     rank, ranks = _process(env)
     job, jobs = _job(env)
     return job * ranks + rank, jobs * ranks
-
-
-def local_rank(environment: Mapping[str, str] | None = None) -> int:
-    """This process's number on its machine, which picks its GPU; 0 without a launcher's."""
-    env = os.environ if environment is None else environment
-    for rank, _, local in PROCESSES:
-        if rank in env or local in env:
-            number = env.get(local, "0")
-            return int(number) if re.fullmatch(r"\d+", number, re.ASCII) else 0
-    return 0
 
 
 def _process(env: Mapping[str, str]) -> tuple[int, int]:

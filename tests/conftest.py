@@ -14,6 +14,13 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 
 
+def pytest_configure(config) -> None:
+    """The ordinary tests compute on the CPU, whatever the machine has; tests/gpu are for the GPU.
+    """
+    if "gpu" not in (config.option.markexpr or "").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory) -> Path:
     """A StableDiffusionPipeline of random weights, 16x16 pixels, saved in diffusers' format."""

@@ -33,7 +33,8 @@ def plain(sentence: str) -> str:
     """The sentence without what differs between runs: temporary folders, digests, numbers, long
     lists."""
     sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/[^/\s:;,)']+", "TMP", sentence)
-    sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT"))
+    sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
+                      .replace(str(Path.home()), "HOME"))
     return re.sub(r"\d+", "#", re.sub(r"\b[0-9a-f]{32,}\b", "DIGEST", sentence))
 
 

@@ -253,7 +253,7 @@ def test_audit_with_a_wrong_judge(case, tmp_path, capsys):
     path = tmp_path / "judge.pt"
     JUDGES[case](path)
     arguments = ["--images", images, "--judge", path, "--device", "cpu"]
-    refused(capsys, audit.main, arguments, names=f"--judge {path}", out=tmp_path)
+    refused(capsys, audit.main, arguments, names=str(path), out=tmp_path)
     assert not (tmp_path / "shout").exists()
 
 

@@ -575,7 +575,7 @@ def toy_run(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **opti
         pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
         device="cpu", autocast=None, compile=False, identity=lambda **_: {},
         checkpoint_seconds=0, batch_size=60, image_size=None, store_dir=None, workers=1,
-        min_crop=None,
+        min_crop=None, start=None,
     )
     folder.mkdir(exist_ok=True)
     return Run(folder, config, data, seed, folder / "shared", METHODS[name].defaults | options)

@@ -359,15 +359,16 @@ def test_a_judge_is_read_from_a_checkpoint(tmp_path):
     model = resnet18(weights=None)
     model.fc = torch.nn.Linear(model.fc.in_features, 1)
     content = {"model": model.state_dict(), "backbone": "resnet18", "target": "Male"}
-    torch.save({**content, "image_size": 32}, tmp_path / "judge.pt")
+    torch.save({**content, "image_size": 32}, tmp_path / "classifier.pt")
     image = Image.linear_gradient("L").convert("RGB").resize((32, 32))
-    for given in (tmp_path / "judge.pt", tmp_path):
+    for given in (tmp_path / "classifier.pt", tmp_path):
         judge = judges.load_judge(given, torch.device("cpu"))
         assert judge.attribute == "Male"
         x = torch.tensor(list(image.getdata()), dtype=torch.float32).T.reshape(1, 3, 32, 32)
         with torch.no_grad():
             expected = model.eval()(x / 127.5 - 1)[:, 0]
         assert torch.allclose(judge.logits([image]), expected, atol=1e-5)
-    torch.save(content, tmp_path / "judge.pt")
-    with pytest.raises(UserError, match="image_size"):
+    del content["target"]
+    torch.save(content, tmp_path / "classifier.pt")
+    with pytest.raises(UserError, match="does not say which attribute"):
         judges.load_judge(tmp_path, torch.device("cpu"))

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from datasets import decoding, image_store, loader
+from datasets import decoding, image_store, resident
 from datasets.augment import crop_boxes, flip_mask, resample_cpu, resample_device, shuffled
 from datasets.base import ImageTable, concat
 from datasets.decoding import decode, header_size
@@ -191,12 +191,15 @@ def test_device_path_equals_the_threads_on_mixed_sizes(tmp_path, monkeypatch):
         options = {"image_size": 128, "train": train, "device": "cpu", "store_dir": tmp_path}
         threads = list(Loader(table, 5, **options).epoch(1))
         with monkeypatch.context() as patch:
-            patch.setattr(Loader, "_has_room", lambda self: True)
+            patch.setattr(resident, "free_memory", lambda device: 2**40)
             on_device = list(Loader(table, 5, **options).epoch(1))
         for (i, x, y, a), (j, z, v, b) in zip(threads, on_device, strict=True):
             assert torch.equal(i, j) and torch.equal(y, v) and torch.equal(a, b)
             assert (x - z).abs().mean(dim=(1, 2, 3)).max() < 1 / 255
-    assert not loader._RESIDENT  # given back with the loaders
+    cpu = torch.device("cpu")
+    assert resident.held(cpu) > 0  # kept for the next stage
+    resident.forget(cpu)
+    assert resident.held(cpu) == 0
 
 
 def test_leaving_an_epoch_early_ends_its_threads(tmp_path):
@@ -256,7 +259,7 @@ def test_subsets_and_unions_of_pools_are_decoded_once(tmp_path, monkeypatch):
     own = list(Loader(mixed, 4, store_dir=tmp_path / "own", **options).epoch(0))
     options |= {"store_dir": tmp_path / "s", "pools": [real, pool]}
     assert same_epoch(own, list(Loader(mixed, 4, **options).epoch(0)))
-    monkeypatch.setattr(Loader, "_has_room", lambda self: True)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 2**40)
     made = Loader(mixed, 4, **options)
     assert [len(tensor) for tensor in made._resident[0]] == [1, 2, 2]  # only what the table has
     for (i, x, *labels), (j, z, *others) in zip(own, made.epoch(0), strict=True):

@@ -60,7 +60,7 @@ def test_the_plain_set_needs_no_model(flags, cells, tmp_path, capsys):
     out.write_text(json.dumps(document))
     assert check.main([str(out)]) == 1
     said = capsys.readouterr().out
-    assert "cell 0_1 prompt 1 [target]" in said and "cell 1_0 prompt 1 [protected]" in said
+    assert "group 0_1 prompt 1 [target]" in said and "group 1_0 prompt 1 [protected]" in said
 
 
 def test_a_longer_phrase_wins_and_a_part_of_a_word_is_none(tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_birds_from_prompts_to_a_repaired_model(tmp_path, tiny_pipeline_dir, mon
     prompts = tmp_path / "waterbird_water_plain.json"
     build.main([*BIRDS, "--plain", "--out", str(prompts)])
     generate.main(["--model", str(tiny_pipeline_dir), "--prompts", str(prompts), "--steps", "1",
-                   "--out", str(tmp_path / "synthetic"), "--images-per-cell", "24",
+                   "--out", str(tmp_path / "synthetic"), "--images-per-group", "24",
                    "--image-size", "32", "--device", "cpu"])
     train.main([str(flag) for flag in [
         "--dataset", "folder", "--data-root", root, "--target", "waterbird", "--protected", "water",

@@ -105,7 +105,7 @@ def called(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     python.write_text(RECORDER)
     python.chmod(0o755)
     names = ("CHECKPOINT", "DATASET", "DATA", "TARGET", "PROTECTED", "MODEL", "PROMPTS", "OUT",
-             "SEEDS", "METHODS", "SETTING", "LAUNCHER", "SAMPLER", "SIZE")
+             "SYNTHETIC", "SEEDS", "METHODS", "SETTING", "LAUNCHER", "SAMPLER", "SIZE")
     clean = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         ["bash", str(ROOT / "runner.sh"), "repair", *words], capture_output=True, text=True,

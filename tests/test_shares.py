@@ -2,7 +2,8 @@
 
 import pytest
 
-from stable_diffusion.shares import local_rank, share
+from stable_diffusion.shares import share
+from utils.devices import local_rank
 from utils.errors import UserError
 
 

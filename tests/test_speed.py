@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datasets import resident
 from datasets.base import ImageTable
 from datasets.loader import Loader
 from models.debiasing.cvar_dro import CVaRDRO
@@ -132,7 +133,7 @@ def test_no_batch_waits_for_the_device(room, on_meta, tmp_path, monkeypatch):
     for i, path in enumerate(paths):
         Image.new("RGB", (40 + 8 * (i % 2), 40)).save(path)
     table = ImageTable("t", paths, np.zeros(9), np.zeros(9))
-    monkeypatch.setattr(Loader, "_has_room", lambda self: room)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 2**40 if room else None)
     loader = Loader(table, 3, image_size=32, train=True, device="meta", store_dir=tmp_path)
     batches = loader.epoch(0)
     next(batches)  # an epoch's numbers are sent there once, before its first batch

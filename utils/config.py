@@ -184,7 +184,8 @@ class TrainConfig:
         "one a line", finetune=True, type=path)
     batch_norm: str = flag("update", "running statistics while fine-tuning", finetune=True,
                            choices=("update", "freeze"))
-    precision: str = flag("auto", "auto: bf16 on cuda, fp32 on cpu",
+    precision: str = flag("auto", "auto: bf16 for images where the device has it (a GPU from "
+                          "Ampere on, a processor with AMX or AVX512-BF16), else fp32",
                           choices=("auto", "fp32", "bf16"))
 
     @property
@@ -215,13 +216,13 @@ class TrainConfig:
 class MachineConfig:
     """Where it runs."""
 
-    jobs: int = flag(1, "seeds trained at once, each by a process of its own", result=False,
-                     type=COUNT)
+    jobs: int = flag(1, "seeds trained at once, each by a process of its own; spread over the GPUs "
+                     "that there are", result=False, type=COUNT)
     launcher: str = flag(
         "none", "slurm: submit every method and seed as one job array, and a job after them that "
         "makes what is missing and writes tables, figures and report, and end; nothing is lost by "
         "giving the same command again, with or without it. local: the same as processes of this "
-        "machine, all at once, and wait for them", result=False, choices=LAUNCHERS)
+        "machine, one a GPU or --jobs at once, and wait for them", result=False, choices=LAUNCHERS)
     slurm: tuple[str, ...] = flag(
         (), f"of each job: {', '.join(PARAMETERS)}; time in minutes (720 if not given, then the "
         "job queues again and resumes), mem in GB, parallel jobs at once", result=False, nargs="*",
@@ -240,7 +241,7 @@ class MachineConfig:
     workers: int = flag(1, "threads that prepare batches", result=False, type=COUNT)
     store_dir: Path | None = flag(None, "folder of decoded images; data/store where not given",
                                   result=False, type=path)
-    checkpoint_seconds: float = flag(20.0, "an epoch's end is saved if the last save is older; a "
+    checkpoint_seconds: float = flag(60.0, "an epoch's end is saved if the last save is older; a "
                                      "SIGTERM always saves", result=False,
                                      type=number(float, 0, 10**6))
 

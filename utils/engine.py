@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -44,8 +44,29 @@ def accuracies(method, loader) -> dict[str, float]:
     return {"accuracy": float(right.mean()), "class-accuracy": float(np.mean(by_class))}
 
 
+def moved(value, device, *, optimisers: bool = True):
+    """A checkpoint with its tensors on the device; itself where they are there already.
+
+    Without `optimisers` their state dicts stay: torch moves what they hold when it is loaded, and
+    leaves Adam's step on the CPU, where reading it is no wait for the GPU.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        if not optimisers and value.keys() == {"state", "param_groups"}:
+            return value
+        parts = {key: moved(part, device, optimisers=optimisers) for key, part in value.items()}
+        return parts if any(parts[key] is not value[key] for key in parts) else value
+    if isinstance(value, list | tuple):
+        parts = type(value)(moved(part, device, optimisers=optimisers) for part in value)
+        return parts if any(new is not old for new, old in zip(parts, value)) else value
+    return value
+
+
 def save_torch(path: Path, value) -> None:
-    """torch.save, atomically. The same tensors give the same bytes, whatever the file's name."""
+    """torch.save, atomically, of tensors on the CPU: a file loads where there is no GPU, too. The
+    same tensors give the same bytes, whatever the file's name."""
+    value = moved(value, "cpu")
     # An open file, not its path: torch would store the temporary file's name.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
@@ -56,9 +77,9 @@ def save_torch(path: Path, value) -> None:
             raise
 
 
-def _load_state(path: Path, device) -> dict:
+def _load_state(path: Path) -> dict:
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
         raise _damaged(path, error) from None
 
@@ -91,10 +112,11 @@ class Progress:
         Raises UserError where it is damaged or of another network."""
         if not path.exists():
             return cls()
-        state = _load_state(path, device)
+        state = _load_state(path)
         try:
+            torch.set_rng_state(state.pop("rng"))  # the CPU's
+            state = moved(state, device, optimisers=False)
             method.load_state_dict(state["method"])
-            torch.set_rng_state(state["rng"].cpu())
             return cls(**{**{f.name: state[f.name] for f in fields(cls)},
                           "log": json.loads(state["log"])})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -129,7 +151,8 @@ def fit(
     The best epoch is the most accurate on val_loader by the recipe's `best_by` (no group labels),
     or the last one where val_loader is None. folder/state.pt is written on SIGTERM, and after an
     epoch unless that was done less than `every` seconds ago: a start with the same arguments
-    resumes there and ends in the same bits (on CPU). It holds the best weights too, so that a kill
+    resumes there and ends in the same bits on a CPU; on a GPU, whose sums have no
+    fixed order here, up to rounding. It holds the best weights too, so that a kill
     never parts them from the log. Returns the log, one dict an epoch; its `passes` are the samples
     that went forward and backward.
     observers: called after every epoch with the log so far; they change nothing. Raises UserError

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils import devices
 from utils.errors import UserError, reason
 from utils.preemption import PREEMPTED, PREEMPTION
 
@@ -104,8 +105,11 @@ class Task:
 
     def __init__(self, module: str, function: str, arguments: Sequence[str]):
         self.module, self.function, self.arguments = module, function, list(arguments)
+        self.gpus: str | None = None  # CUDA_VISIBLE_DEVICES; None: what the scheduler says
 
     def __call__(self) -> None:
+        if self.gpus is not None:  # submitit's local executor says 0 to every task
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         sys.argv = [f"{self.module}.py", *self.arguments]  # what the run folder's record names
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, which ends the process
         try:
@@ -126,11 +130,13 @@ class Task:
 
 def submit(
     launcher: str, pairs: Sequence[str], tasks: Sequence[Task], last: Callable[[], None],
-    folder: Path, name: str,
+    folder: Path, name: str, gpus: Sequence[str] = (), at_once: int = 1,
 ) -> list:
     """Submit the tasks as one array and, on SLURM, `last` to follow them; submitit's jobs.
 
-    folder: for the jobs' logs. name: theirs in the queue. Raises UserError where SLURM refuses.
+    folder: for the jobs' logs. name: theirs in the queue. Of the local launcher: the GPUs, one a
+    task, and how many tasks run at once, no fewer than there are GPUs; it returns when the last one
+    has begun. Raises UserError where SLURM refuses.
     """
     import submitit
 
@@ -140,28 +146,48 @@ def submit(
     )
     given = parse_parameters(pairs)
     parameters = DEFAULTS | {"name": name} | given
-    if launcher == "local":  # submitit's own defaults: two minutes, no GPU
-        import torch
-
-        here = {"timeout_min": LOCAL_MINUTES, "gpus_per_node": torch.cuda.device_count()}
-        parameters |= here | given
+    if launcher == "local":  # submitit's own default is two minutes
+        parameters |= {"timeout_min": LOCAL_MINUTES} | given
     executor = submitit.AutoExecutor(
         folder / "%j", cluster=launcher, slurm_max_num_timeout=REQUEUES,
         local_max_num_timeout=REQUEUES,
     )
     executor.update_parameters(**parameters)
+    if launcher == "local":
+        at_once = given.get("slurm_array_parallelism", max(1, len(gpus), at_once))
+        return _one_by_slot(executor.submit, tasks, at_once, gpus)
     try:
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
-        if launcher == "slurm":
-            array = jobs[0].job_id.split("_")[0]
-            executor.update_parameters(slurm_dependency=f"afterany:{array}")
-            jobs.append(executor.submit(last))
+        array = jobs[0].job_id.split("_")[0]
+        executor.update_parameters(slurm_dependency=f"afterany:{array}")
+        jobs.append(executor.submit(last))
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(
             f"SLURM refused the jobs ({_refusal(error)}): correct --slurm and start again"
         ) from None
     return jobs
+
+
+def _one_by_slot(
+    submit: Callable, tasks: Sequence[Task], at_once: int, gpus: Sequence[str]
+) -> list:
+    """Start each task when one of `at_once` slots is free, on the slot's GPU; the jobs."""
+    jobs, slots = [], dict.fromkeys(range(at_once))
+    for task in tasks:
+        while not (free := [slot for slot, job in slots.items() if job is None or job.done()]):
+            PREEMPTION.check()
+            time.sleep(0.2)
+        task.gpus = gpus[free[0] % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
+        slots[free[0]] = submit(task)
+        jobs.append(slots[free[0]])
+    return jobs
+
+
+def gpus_of(config) -> list[str]:
+    """The GPUs over which the command's processes are spread: all that it sees, unless --device
+    names one or the CPU."""
+    return devices.gpus() if config.device == "cuda" else []
 
 
 def _refusal(error: Exception) -> str:
@@ -193,7 +219,8 @@ def launch(config, tasks: Sequence[Task], last: Task) -> bool:
     """The runs of a command as jobs; whether `last` is SLURM's last job, and so not to be done
     here. With --launcher local it waits for the runs."""
     folder = config.results / config.setting / "submitit"
-    jobs = submit(config.launcher, config.slurm, tasks, last, folder, config.setting)
+    jobs = submit(config.launcher, config.slurm, tasks, last, folder, config.setting,
+                  gpus_of(config) if config.launcher == "local" else (), config.jobs)
     if config.launcher == "local":
         wait(jobs)
         return False
@@ -202,23 +229,29 @@ def launch(config, tasks: Sequence[Task], last: Task) -> bool:
     return True
 
 
-def in_parallel(commands: Sequence[Sequence[str]], jobs: int) -> None:
+def in_parallel(
+    commands: Sequence[Sequence[str]], jobs: int, gpus: Sequence[str] = ()
+) -> None:
     """Run the commands, at most `jobs` at once. How many threads each takes is its own flag.
 
+    gpus: as CUDA_VISIBLE_DEVICES names them; slot s of the `jobs` sees GPU s modulo their number.
     A signal for this process is passed on. Raises UserError where one failed, with what it said.
     """
     environment = {**os.environ, "TQDM_DISABLE": "1"}
-    waiting, running = deque(commands), {}  # process -> the file of what it says on stderr
+    waiting, running = deque(commands), {}  # process -> (file of what it says on stderr, slot)
     failed: list[str] = []
     try:
         while (waiting and not failed) or running:
             while waiting and not failed and len(running) < jobs:
                 said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
-                process = subprocess.Popen(waiting.popleft(), env=environment, stderr=said)
-                running[process] = said
+                slot = min(set(range(jobs)) - {slot for _, slot in running.values()})
+                own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+                process = subprocess.Popen(
+                    waiting.popleft(), env=environment | own, stderr=said)
+                running[process] = said, slot
             PREEMPTION.check()
             for process in [one for one in running if one.poll() is not None]:
-                with running.pop(process) as said:
+                with running.pop(process)[0] as said:
                     said.seek(0)
                     lines = [line.strip() for line in said if line.strip()]
                 if process.returncode:

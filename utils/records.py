@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from utils import devices
 from utils.errors import UserError
 
 CODE_VERSION = 1  # raise it when a change of the code changes results: no older stage is reused
@@ -99,6 +100,7 @@ def environment() -> dict[str, Any]:
         "commit": _printed("git", "describe", "--always", "--dirty", "--abbrev=12"),
         "platform": platform.platform(),
         "processor": processor(),
+        "gpu": devices.record(),
     }
 
 

@@ -71,7 +71,7 @@ def train_reference(run: Run, epochs: int) -> np.ndarray:
             method = Method(new_model(run), replace(config.pretrain, epochs=epochs),
                             autocast=config.autocast, compiled=config.compile)
             fit(method, data.loader(data.real, train=True), None, stage.folder, "reference",
-                run.observers)
+                run.observers, config.checkpoint_seconds)
             write_array(path, logits_of(method, data.loader(data.real, train=False)))
     (stage.folder / "model.pt").unlink(missing_ok=True)
     return read_array(path, (len(data.real),), np.float32)

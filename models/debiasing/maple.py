@@ -146,7 +146,8 @@ class MAPLE(InferredEnvironments):
         bound = self.options["clip"] * (len(index) / len(self.keep)) ** 0.5
         gradient = gradient * (bound / gradient.norm().clamp_min(1e-12)).clamp(max=1)
         self.keep.grad = torch.sparse_coo_tensor(
-            index[None], gradient[:, None], self.keep.shape, check_invariants=False)
+            index[None], gradient[:, None], self.keep.shape, check_invariants=False,
+            is_coalesced=True)  # a batch has each sample once; to sort them waits for the GPU
         self.outer.step()
         self.keep.copy_(project(self.keep, self.total))
 

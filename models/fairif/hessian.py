@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from utils.devices import ieee
 from utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
@@ -135,6 +136,7 @@ def curvature_product(
     return total / samples
 
 
+@ieee()
 def inverse_hvp(
     model: nn.Module,
     batches: Sequence[Batch],

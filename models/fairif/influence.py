@@ -29,6 +29,7 @@ from models.fairif.hessian import (
     unflatten,
 )
 from models.fairif.relaxation import Relaxation, check_groups, relaxed_gaps
+from utils.devices import ieee
 from utils.errors import UserError
 
 
@@ -41,12 +42,14 @@ class Influence(NamedTuple):
     residual: Tensor
 
 
+@ieee()
 def predict(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     """Logits of all samples in the batches' order, float [N], in evaluation mode."""
     with evaluation(model), torch.no_grad():
         return torch.cat([model(x).squeeze(1) for _, x, _, _ in batches])
 
 
+@ieee()
 def gap_gradients(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -83,6 +86,7 @@ def gap_gradients(
     return gaps.detach(), gradients
 
 
+@ieee()
 def loss_derivatives(
     model: nn.Module,
     batches: Iterable[Batch],

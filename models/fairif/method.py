@@ -25,6 +25,7 @@ from models.fairif.influence import Influence, influence, predict
 from models.fairif.relaxation import KINDS, Relaxation, check_groups, relaxed_gaps
 from models.fairif.reweight import NORMS, closed_form, sample_weights
 from models.method import Method, cross_entropy, logits_of, pretrained
+from utils.devices import ieee
 from utils.files import read_array, write_array, write_json
 from utils.preemption import PREEMPTION
 from utils.records import read_record
@@ -59,6 +60,7 @@ class Held(list):
             yield batch
 
 
+@ieee()
 def gradient_norm(model: torch.nn.Module, batches, weight_decay: float) -> float:
     """Norm of the gradient of what stage one minimised, in evaluation mode: the mean loss over the
     batches + weight_decay / 2 * the squared norm of the parameters."""

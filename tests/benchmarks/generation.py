@@ -22,55 +22,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from paired import in_turn, machine, peak_flops, print_table, ratio, seconds  # noqa: E402
+from sd21 import sd21  # noqa: E402
 
 from stable_diffusion import generate, model_files, pipeline  # noqa: E402
 from stable_diffusion.manifest import Row  # noqa: E402
 
 PROMPTS = ROOT / "prompts" / "Smiling_Male_contextual_50.json"
-
-
-def make_sd21(folder: Path, dtype: torch.dtype) -> Path:
-    """SD 2.1-base's networks with random weights; its tokenizer is replaced by the demo model's."""
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(model_files.DEMO_MODEL / "tokenizer")
-    text = CLIPTextConfig(
-        hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23,
-        vocab_size=49408, projection_dim=512, hidden_act="gelu",
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20],
-        use_linear_projection=True,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-        sample_size=512, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
-    StableDiffusionPipeline(
-        vae=vae.to(dtype), text_encoder=CLIPTextModel(text).to(dtype), tokenizer=tokenizer,
-        unet=unet.to(dtype), scheduler=scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
 
 
 def load_plain(model: str, scheduler: str, dtype: torch.dtype, device: torch.device):
@@ -103,7 +69,10 @@ def main() -> None:
     size = flags.batch_size or base["batch_size"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = "demo" if flags.model == "demo" else str(make_sd21(folder / "model", dtype))
+        model = "demo"
+        if flags.model != "demo":
+            model = str(folder / "model")
+            sd21(dtype, device).save_pretrained(model)
         pipe = pipeline.load_pipeline(
             model, scheduler=base["scheduler"], precision="bf16" if on_gpu else "fp32",
             device=str(device), compile=flags.compile,

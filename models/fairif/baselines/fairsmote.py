@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from datasets.array_loader import ArrayLoader
 from datasets.augment import crop_boxes, flip_mask
-from datasets.base import ArrayTable, concat
+from datasets.base import ArrayTable, ImageTable, concat
 from datasets.edits import ViewLoader
 from datasets.loader import Plan
 from models.fairif.baselines.smote import oversampled, pairs
@@ -27,6 +27,9 @@ class PartnerLoader(ViewLoader):
     B + i is the partner of row i; index int64 [2B] are rows of the table. Every epoch takes each
     image once; the last incomplete batch is dropped.
     """
+
+    def __init__(self, table: ImageTable, images: int, batch_size: int, **rest):
+        super().__init__(table, 2, images, batch_size, **rest)
 
     def views(self, k: int, image: np.ndarray) -> np.ndarray:
         return np.stack([image, image + self.images])
@@ -100,7 +103,7 @@ class FairSMOTE(Method):
             return data.loader(oversampled(data.real, run.seed), train=True)
         images, partners = (data.real.take(rows) for rows in cls.rows(run))
         return PartnerLoader(
-            concat([images, partners], "images and their partners"), 2, len(images), c.batch_size,
+            concat([images, partners], "images and their partners"), len(images), c.batch_size,
             image_size=c.image_size, device=c.device, seed=data.seed, store_dir=c.store_dir,
             workers=c.workers, min_crop=c.min_crop, pools=data.pools, mean=c.mean, std=c.std,
         )

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from models.fairif.hessian import (
@@ -39,6 +38,7 @@ from models.fairif.method import (
     relaxation_of,
 )
 from models.fairif.relaxation import Relaxation
+from utils.devices import ieee
 from utils.errors import UserError
 from utils.files import read_array, write_array, write_json
 from utils.records import read_record
@@ -65,6 +65,8 @@ def removal(
     Where the constraints contradict each other both are halved, at most ten times. Raises UserError
     where that does not help either.
     """
+    from scipy.optimize import linprog  # a quarter of a second, and only this method needs it
+
     best = utility[utility < 0].sum()
     rows, cost = np.stack([fair, utility]), np.ones(len(fair))
     for _ in range(HALVINGS + 1):
@@ -111,6 +113,7 @@ def influences(
     return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu())
 
 
+@ieee()
 def loss_gradient(
     model: nn.Module, batches: Iterable[Batch], names: Sequence[str] | None = None
 ) -> Tensor:
