@@ -216,11 +216,8 @@ class Editor:
         text = torch.stack([self.sampler.embed(row.prompt) for row in rows])
         latents = self.pipe(
             image=torch.stack([self._read(images / row.source) for row in rows]),
-            prompt_embeds=text,
-            negative_prompt_embeds=self.sampler.embed("").expand_as(text),
-            strength=strength,
-            num_inference_steps=self.steps,
-            guidance_scale=self.sampler.guidance,
+            prompt_embeds=text, negative_prompt_embeds=self.sampler.embed("").expand_as(text),
+            strength=strength, num_inference_steps=self.steps, guidance_scale=self.sampler.guidance,
             generator=[torch.Generator("cpu").manual_seed(row.seed) for row in rows],
             output_type="latent",
         ).images
@@ -270,9 +267,8 @@ def edit(args: argparse.Namespace) -> int:
     try:
         (args.out / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--out {args.out} cannot be written ({error.strerror}); give another folder"
-        ) from None
+        raise UserError(f"--out {args.out} cannot be written ({error.strerror}); give another "
+                        "folder") from None
     write_manifest(args.out / "manifest.csv", rows, steps, args.model, settings)
     batches = [batch for number, batch in enumerate(cut_batches(rows, batch_size))
                if number % world == index]
@@ -285,10 +281,8 @@ def edit(args: argparse.Namespace) -> int:
     editor = Editor(sampler, steps, settings["height"], settings["width"])
     sampler.embed_all(row.prompt for batch in todo for row in batch)
     with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
-        write_batches(
-            lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out, saved,
-            batch_size, bar,
-        )
+        write_batches(lambda rows: editor.edit(rows, args.images), sampler.device, todo, args.out,
+                      saved, batch_size, bar)
     missing = sum(not (args.out / row.path).exists() for row in rows)
     print(f"{missing} of the {len(rows)} edits are still to be made" if missing else
           f"all {len(rows)} edits exist; train with train.py --edits {args.out}")
