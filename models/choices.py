@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.method import Method
-from models.strategies import RATES, variant
+from models.strategies import RATES, TOP_K, variant
 from utils.blocks import RESNET_BLOCKS
 from utils.config import Config, TrainConfig
 from utils.errors import UserError
@@ -37,6 +37,7 @@ CHOICES: dict[str, Choice] = {
     "best_freeze": Choice(tuple(f"freeze_{block}" for block in RESNET_BLOCKS),
                           "Best sub-tuning (freeze one block)"),
     "best_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[:3])),
+    "best_top_k": Choice(tuple(f"aim_fair_k{k}" for k in TOP_K)),
     "best_paper_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[3:])),
 }
 

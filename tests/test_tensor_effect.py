@@ -110,7 +110,9 @@ def test_correlations_by_hand():
 
 
 def test_the_section_says_what_the_choice_does():
-    frame = section(records()).frame.set_index("ranked by")
+    said = section(records())
+    assert "Delta1 with Delta2: rho +0.00 [" in said.lines[0]  # 1 in the one seed, -1 in the other
+    frame = said.frame.set_index("ranked by")
     assert frame.loc["Delta1", "change of accuracy"] == "-1.00 [-1.00, -1.00]"
     # seed 1: (2 + 1 - 4 - 3) / 2 = -2; seed 2: +2
     assert frame.loc["selected minus not, points", "change of accuracy"].startswith("+0.00")
