@@ -87,8 +87,8 @@ def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
         f"validation images: mean of {len(records)} seeds [95% t interval]. The argument for the "
         "mask needs accuracy to fall with Delta1 and fairness to rise with Delta2.",
         pd.DataFrame(rows), lines=[
-            f"Delta1 with Delta2: rho {interval(*both[:3])}. Where it is near 1 the two rankings are "
-            "one: no tensor is low in the first and high in the second."],
+            f"Delta1 with Delta2: rho {interval(*both[:3])}. Where it is near 1 the two rankings "
+            "are one: no tensor is low in the first and high in the second."],
     )
 
 
