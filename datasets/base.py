@@ -126,9 +126,7 @@ class ArrayTable(Table):
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ArrayTable:
         rows = np.asarray(rows, dtype=np.int64)
-        return replace(
-            self, x=self.x[rows], y=self.y[rows], a=self.a[rows], rows=self.rows[rows]
-        )
+        return replace(self, x=self.x[rows], y=self.y[rows], a=self.a[rows], rows=self.rows[rows])
 
     def digest(self) -> str:
         total = hashlib.sha256()
@@ -151,12 +149,9 @@ def concat(tables: Iterable[ImageTable], name: str) -> ImageTable:
     tables = list(tables)
     if not tables:
         return ImageTable(name, [], np.zeros(0), np.zeros(0))
-    return ImageTable(
-        name,
-        [path for table in tables for path in table.paths],
-        np.concatenate([table.y for table in tables]),
-        np.concatenate([table.a for table in tables]),
-    )
+    paths = [path for table in tables for path in table.paths]
+    return ImageTable(name, paths, *(
+        np.concatenate([getattr(table, part) for table in tables]) for part in ("y", "a")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +195,7 @@ def check_pair(dataset: str, attributes: tuple[str, str], target: str, protected
         )
 
 
-def check_fixed(
-    dataset: str, attributes: tuple[str, str], target: str, protected: str
-) -> None:
+def check_fixed(dataset: str, attributes: tuple[str, str], target: str, protected: str) -> None:
     """Raise UserError unless target and protected are the only ones that the dataset has."""
     if (target, protected) != attributes:
         raise UserError(
@@ -280,14 +273,14 @@ def _kind(path: str) -> str | None:
     return None
 
 
-def check_images(
-    tables: Iterable[ImageTable | None], root: str | Path, *,
-    again: str = "copy these again from the original archive",
-) -> None:
-    """Raise one UserError that names every kind of unusable image among the tables' rows.
+AGAIN = "copy these again from the original archive"
 
-    again: what is to be done about missing and damaged ones.
-    """
+
+def check_images(
+    tables: Iterable[ImageTable | None], root: str | Path, *, again: str = AGAIN
+) -> None:
+    """Raise one UserError that names every kind of unusable image among the tables' rows; again:
+    what to do about missing and damaged ones."""
     paths = list(dict.fromkeys(path for table in tables if table for path in table.paths))
     bad = bad_images(paths)
     if bad:

@@ -224,6 +224,22 @@ def test_two_risks_that_bf16_would_round_alike_stay_apart():
     assert float(variance) == pytest.approx(0.001**2, rel=1e-2)
 
 
+def test_convolutions_in_tf32_are_compared_with_a_product_in_tf32(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    import paired
+
+    matmul, seen = torch.backends.cuda.matmul, []
+    before = matmul.fp32_precision
+    monkeypatch.setattr(
+        paired, "seconds",
+        lambda work, device: seen.append(matmul.fp32_precision) or 1.0)
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    paired.peak_flops(torch.device("cpu"), torch.float32, side=8)
+    with devices.ieee():
+        paired.peak_flops(torch.device("cpu"), torch.float32, side=8)
+    assert seen == ["tf32"] * 5 + ["ieee"] * 5 and matmul.fp32_precision == before
+
+
 # --- generation ----------------------------------------------------------------------------------
 
 

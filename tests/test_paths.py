@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from utils.options import path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
             *(f"stable_diffusion/{name}.py"

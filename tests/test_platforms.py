@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from datasets.base import ImageTable
@@ -21,6 +20,7 @@ COMMANDS = ["train.py", "datasets/check.py", "prompts/build.py", "prompts/check.
             *(f"stable_diffusion/{name}.py"
               for name in ("generate", "edit", "audit", "correlate", "grids"))]
 # What only POSIX has is taken away before the command is imported.
+ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_POSIX = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
