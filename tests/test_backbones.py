@@ -115,7 +115,7 @@ def test_maple_differentiates_through_a_step(model):
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
     def outer(losses):
-        return environment_risk(losses, a, 10.0)
+        return environment_risk(losses, a)
 
     def risk_after_a_step(mask):  # of SGD on a copy, nothing differentiated through it
         copy = deepcopy(model)

@@ -573,6 +573,7 @@ class ToyData:
 def toy_run(name: str, data: ToyData, seed: int, folder: Path, epochs=12, **options) -> Run:
     config = SimpleNamespace(
         pretrain=Recipe(epochs, 0.1, milestone=9), backbone="mlp", pretrained="none",
+        mean=None, std=None,
         device="cpu", autocast=None, compile=False, identity=lambda **_: {},
         checkpoint_seconds=0, batch_size=60, image_size=None, store_dir=None, workers=1,
         min_crop=None, start=None,
