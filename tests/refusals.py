@@ -35,6 +35,7 @@ def plain(sentence: str) -> str:
     sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/[^/\s:;,)']+", "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
                       .replace(str(Path.home()), "HOME"))
+    sentence = re.sub(r"; (python -m )?\S+ --help", "; COMMAND --help", sentence)
     return re.sub(r"\d+", "#", re.sub(r"\b[0-9a-f]{32,}\b", "DIGEST", sentence))
 
 
