@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -105,7 +106,7 @@ def load_edits(folder: str | Path, images: ImageTable) -> ImageTable:
     return table
 
 
-class ViewLoader(Loader):
+class ViewLoader(Loader, ABC):
     """Batches of V images that belong together of each of B; `views` says which.
 
     A batch's x is float32 [V B, 3, H, W]: rows b, B + b, ... belong together. Every epoch takes
@@ -121,9 +122,9 @@ class ViewLoader(Loader):
     def __len__(self) -> int:
         return self.images // (self.batch_size // self.together)
 
+    @abstractmethod
     def views(self, k: int, image: np.ndarray) -> np.ndarray:
         """int64 [V, M]: in epoch k, the rows of the table that belong to images int64 [M]."""
-        raise NotImplementedError
 
     def rows(self, k: int) -> np.ndarray:
         """int64 [batches, V, B]: the rows of epoch k."""

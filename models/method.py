@@ -8,6 +8,7 @@ not enough, and name what precedes the training in `stages` (see models/__init__
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -117,15 +118,19 @@ class Method:
 
     def update(self, batch: Batch) -> Tensor:
         """One step on (index, x, y, a); returns the detached loss, on the device."""
+        whole = self.recipe.optimizer == "lbfgs"
+
         def objective() -> Tensor:
             self.evaluations += 1
-            loss = self.loss(batch) + self.recipe.penalty(self.trained())
+            loss = self.loss(batch)
+            if whole:  # which has no weight decay of its own
+                loss = loss + self.recipe.penalty(self.trained())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             return loss
 
         self.evaluations = 0
-        if self.recipe.optimizer == "lbfgs":
+        if whole:
             self.optimizer.state.clear()  # a round starts anew: the loss may be another one
         return self.optimizer.step(objective).detach()
 
@@ -227,6 +232,12 @@ def new_model(run: Run, seed: int | None = None) -> nn.Module:
     return model.to(run.config.device, memory_format=torch.channels_last)
 
 
+def fit_in(folder: Path, run: Run, method: Method, loader, val: Table | None, name: str) -> None:
+    """`utils.engine.fit` in a stage's folder, by the best epoch on `val` (None: the last one)."""
+    held = None if val is None else run.data.loader(val, train=False)
+    fit(method, loader, held, folder, name, run.observers, run.config.checkpoint_seconds)
+
+
 def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
     """Train in the run's stage `name`; the method with the model of the best epoch on `val`, which
     needs no group labels, of the last one where it is None. method, loader: called for the method
@@ -234,9 +245,7 @@ def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
     with run.stage(name, "model.pt", "log.jsonl") as stage:
         trained = method()
         if not stage.finished:
-            held = None if val is None else run.data.loader(val, train=False)
-            fit(trained, loader(), held, stage.folder, name, run.observers,
-                run.config.checkpoint_seconds)
+            fit_in(stage.folder, run, trained, loader(), val, name)
     weights = backbones.load_weights(stage.folder / "model.pt", "the best epoch")
     trained.model.load_state_dict(weights)
     run.add_log(stage.folder)
@@ -265,10 +274,8 @@ def pretrained(run: Run) -> nn.Module:
         if not stage.finished:
             method = Method(model, run.config.pretrain, autocast=run.config.autocast,
                             compiled=run.config.compile)
-            val = run.data.val
-            held = None if val is None else run.data.loader(val, train=False)
-            fit(method, run.data.loader(run.data.real, train=True), held, stage.folder, "pretrain",
-                run.observers, run.config.checkpoint_seconds)
+            real = run.data.loader(run.data.real, train=True)
+            fit_in(stage.folder, run, method, real, run.data.val, "pretrain")
         model.load_state_dict(
             backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
         )

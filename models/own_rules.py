@@ -18,7 +18,9 @@ from models.selection import (
     Gradients,
     Rule,
     differences,
+    intersection,
     mask_of,
+    not_empty,
     resolve_k,
     top,
 )
@@ -55,10 +57,7 @@ def two_rankings(difference: Difference, criterion: str) -> Rule:
         k = resolve_k(config.top_k, len(names))
         delta1 = {name: difference(real, biased, name) for name in names}
         delta2 = {name: difference(biased, balanced, name) for name in names}
-        chosen = top(delta1, k, largest=False) & top(delta2, k, largest=True)
-        if not chosen:
-            raise UserError(
-                f"the mask is empty: the two sets of {k} tensors share none; raise --top-k")
+        chosen = not_empty(intersection(delta1, delta2, k), k)
         return mask_of(names, chosen, criterion, k=k, delta1=delta1, delta2=delta2)
 
     return Rule(choose, REAL_AND_SYNTHETIC, noise=True)

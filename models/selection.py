@@ -86,7 +86,21 @@ def select_tensors(
         raise ValueError(f"k must be a whole number from 1 to {len(g_real)}, not {k}")
     domain = differences(g_real, g_synthetic_biased, criterion)
     bias = differences(g_synthetic_biased, g_synthetic_balanced, criterion)
-    return top(domain, int(k), largest=False) & top(bias, int(k), largest=True)
+    return intersection(domain, bias, int(k))
+
+
+def intersection(delta1: Mapping[str, float], delta2: Mapping[str, float], k: int) -> set[str]:
+    """The names among the k of smallest delta1 and the k of largest delta2, possibly none."""
+    return top(delta1, k, largest=False) & top(delta2, k, largest=True)
+
+
+def not_empty(chosen: set[str], k: int) -> set[str]:
+    """The chosen tensors. Raises UserError where there are none."""
+    if not chosen:
+        raise UserError(
+            f"the mask is empty: the two sets of {k} tensors share none; raise --top-k"
+        )
+    return chosen
 
 
 def resolve_k(k: float, tensors: int) -> int:
@@ -203,13 +217,9 @@ def _sensitive_to_bias(
         chosen = select_tensors(*three, k, config.criterion)
     except ValueError as error:
         raise UserError(f"no mask: {error}; lower --pretrain-lr or look at the images") from None
-    if not chosen:
-        raise UserError(
-            f"the mask is empty: the two sets of {k} tensors share none; raise --top-k"
-        )
     real, biased, balanced = three
     return mask_of(
-        names, chosen, config.criterion, k=k,
+        names, not_empty(chosen, k), config.criterion, k=k,
         delta1=differences(real, biased, config.criterion),
         delta2=differences(biased, balanced, config.criterion),
     )

@@ -27,7 +27,7 @@ class TensorEffect(FineTuning):
     The validation images' group labels are used to measure, for nothing else: no epoch is chosen,
     the last one counts. Batch norm's statistics follow the synthetic images, but for --batch-norm
     freeze, in every one alike. The trained model, which the test set measures, is the one of which
-    everything was updated. A tensor is one stage: an interrupted run goes on with the next.
+    everything was updated. A tensor is one stage: an interrupted run resumes with the next.
     """
 
     stages = ("effects",)

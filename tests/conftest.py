@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -90,3 +91,13 @@ def tiny_pipeline_dir(tmp_path_factory) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A module's copy of the small data (tiny.make), its runs included."""
+    import tiny
+
+    root = tiny.make(tmp_path_factory.mktemp("tiny"))
+    yield root
+    shutil.rmtree(root)

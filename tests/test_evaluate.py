@@ -28,7 +28,6 @@ import train
 from models import backbones, evaluate, predict
 from utils.bootstrap import group_accuracies, intervals, measures, of_counts
 from utils.metrics import METRICS, fairness_metrics
-from utils.preemption import PREEMPTION
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +36,10 @@ def small(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tiny.make(tmp_path_factory.mktemp("tiny"))
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.fixture(scope="module")
 def runs(data) -> dict[str, Path]:
     """Run folders of two rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.at_home(patch)
         train.main(tiny.flags(
             data, data / "results", "--backbone", "tiny", "--methods", "erm", "full_finetuning",
             "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from safetensors import safe_open
 import train
 from models import backbones, evaluate, export
 from models.checkpoints import classifier
-from utils.preemption import PREEMPTION
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +26,10 @@ def small(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tiny.make(tmp_path_factory.mktemp("tiny"))
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.fixture(scope="module")
 def runs(data) -> dict[str, Path]:
     """Run folders of a model and of the same repaired, on images normalised in another way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.at_home(patch)
         train.main(tiny.flags(
             data, data / "results", "--backbone", "tiny", "--methods", "erm", "full_finetuning",
             "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05,

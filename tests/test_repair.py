@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,7 @@ import tiny
 from refusals import refused
 
 import train
-from models import backbones, export, repair
-from utils.preemption import PREEMPTION
+from models import export, repair
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = f"""#!/usr/bin/env bash
@@ -27,15 +25,7 @@ printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tiny.make(tmp_path_factory.mktemp("tiny"))
-    yield root
-    shutil.rmtree(root)
+    tiny.at_home(monkeypatch)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -46,8 +36,7 @@ def setting(data) -> Path:
     """A setting whose rows start from a given model, and its page."""
     results = data / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.at_home(patch)
         given = tiny.flags(data, results, "--backbone", "tiny", "--methods", "erm", "--no-tables",
                            "--setting", "given", "--pretrain-epochs", 15, "--pretrain-lr", 0.05)
         train.main(given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,31 +16,21 @@ import train
 from models import backbones, heads, libraries
 from models.checkpoints import classifier
 from utils.errors import UserError
-from utils.preemption import PREEMPTION
 from utils.reporting import plots, report
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.at_home(monkeypatch)
     monkeypatch.setattr(plots, "draw_all", lambda *_: [])
     monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tiny.make(tmp_path_factory.mktemp("tiny"))
-    yield root
-    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
 def biased(data) -> Path:
     """The run folder of an ERM model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.at_home(patch)
         train.main(tiny.flags(data, data / "results", "--backbone", "tiny", "--methods", "erm",
                               "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05))
     return data / "results" / "tiny" / "erm" / "seed100"

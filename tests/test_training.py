@@ -57,13 +57,6 @@ def flags(data: Path, results: Path, *more) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tiny.make(tmp_path_factory.mktemp("tiny"))
-    yield root
-    shutil.rmtree(root)
-
-
-@pytest.fixture(scope="module")
 def results(data) -> Path:
     """Where the runs of every method end up, so that they share the pre-trained model."""
     return data / "results"

@@ -108,6 +108,18 @@ def flags(data: Path, results: Path, *more) -> list[str]:
     return [str(flag) for flag in [*fixed, *more]]
 
 
+def at_home(patch) -> None:
+    """train.main in the test's own process: SIGTERM stays pytest's, the network can be asked for.
+
+    patch: a pytest.MonkeyPatch.
+    """
+    from models.backbones import BACKBONES
+    from utils.preemption import PREEMPTION
+
+    patch.setattr(PREEMPTION, "install", lambda: None)
+    patch.setitem(BACKBONES, "tiny", Network)
+
+
 def runnable(methods: dict) -> list[str]:
     """The rows that this data and network are large enough for, without the variants.
 

@@ -46,9 +46,7 @@ class Recipe:
         )
 
     def penalty(self, parameters: Iterable):
-        """What is added to the loss for the weight decay: L-BFGS has none of its own."""
-        if self.optimizer != "lbfgs":
-            return 0.0
+        """What L-BFGS adds to the loss for the weight decay."""
         return self.weight_decay / 2 * sum((p * p).sum() for p in parameters)
 
     def schedule(self, optimizer):

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.method import Method, new_model, pretrained
-from utils.engine import fit, logits_of
+from models.method import Method, fit_in, new_model, pretrained
+from utils.engine import logits_of
 from utils.errors import UserError
 from utils.files import read_array, write_array
 from utils.recipe import Recipe
@@ -70,8 +70,7 @@ def train_reference(run: Run, epochs: int) -> np.ndarray:
         if not stage.finished:
             method = Method(new_model(run), replace(config.pretrain, epochs=epochs),
                             autocast=config.autocast, compiled=config.compile)
-            fit(method, data.loader(data.real, train=True), None, stage.folder, "reference",
-                run.observers, config.checkpoint_seconds)
+            fit_in(stage.folder, run, method, data.loader(data.real, train=True), None, "reference")
             write_array(path, logits_of(method, data.loader(data.real, train=False)))
     (stage.folder / "model.pt").unlink(missing_ok=True)
     return read_array(path, (len(data.real),), np.float32)

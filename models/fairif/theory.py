@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from scipy.stats import linregress
 
+from datasets.array_loader import ArrayLoader
 from datasets.base import ArrayTable, Splits
 from models import backbones
 from models.experiment import Experiment
@@ -37,6 +38,7 @@ from models.fairif.hessian import inverse_hvp
 from models.fairif.influence import loss_derivatives, predict
 from models.fairif.method import Passes, validation_part
 from models.fairif.relaxation import hard_gaps
+from models.method import cross_entropy
 from utils.config import Config, config_of
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
@@ -69,8 +71,6 @@ class Split:
 
     def batches(self, table: ArrayTable) -> Passes:
         """In table order, without group labels."""
-        from datasets.array_loader import ArrayLoader
-
         return Passes(ArrayLoader(table, self.config.eval_batch_size, train=False, device="cpu"))
 
     def model(self, run: Path) -> torch.nn.Module:
@@ -84,9 +84,7 @@ class Split:
         return predict(model, self.batches(table))
 
     def loss(self, model, table: ArrayTable) -> float:
-        logits = self.logits(model, table)
-        y = torch.from_numpy(table.y).to(logits)
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits, y).item()
+        return cross_entropy(self.logits(model, table), torch.from_numpy(table.y)).item()
 
     def influence_on_test_loss(self, erm) -> np.ndarray:
         """float64 [n]: d test loss / d (n times a training sample's weight) at the ERM model."""
@@ -117,10 +115,10 @@ def _line(results: Results, split: Split, method: str, influence, before: float)
     model = split.model(run)
     share = results.configs[method][split.seed].get("validation_share", 1.0)
     granted = validation_part(parts.val, share, split.seed)
-    gaps = [hard_gaps(split.logits(model, table), *map(torch.from_numpy, (table.y, table.a)))
-            for table in (granted, parts.test)]
-    metrics = fairness_metrics((split.logits(model, parts.test) > 0).numpy(), parts.test.y,
-                               parts.test.a)
+    logits = [split.logits(model, table) for table in (granted, parts.test)]
+    gaps = [hard_gaps(of_table, *map(torch.from_numpy, (table.y, table.a)))
+            for of_table, table in zip(logits, (granted, parts.test), strict=True)]
+    metrics = fairness_metrics((logits[1] > 0).numpy(), parts.test.y, parts.test.a)
     alpha, beta = (parts.test.y[parts.test.a == a].mean() for a in (0, 1))
     tpr, tnr = (metrics["group_acc"][y, 1] for y in (1, 0))
     d_tpr, d_tnr = (abs(gap) for gap in gaps[1].tolist())
@@ -134,7 +132,7 @@ def _line(results: Results, split: Split, method: str, influence, before: float)
         "tpr_gap_validation": abs(gaps[0][0].item()), "tpr_gap_test": d_tpr,
         "bound_term": 3 * math.sqrt(math.log(2 / DELTA) / (2 * len(granted))),
         "loss_change_predicted": predicted,
-        "loss_change": split.loss(model, parts.test) - before,
+        "loss_change": cross_entropy(logits[1], torch.from_numpy(parts.test.y)).item() - before,
         "ad": metrics["ad"], "ad_of_gaps": alpha * d_tpr + (1 - alpha) * d_tnr,
         "ad_of_rates": abs(alpha - beta) * abs(tpr - tnr),
     }
