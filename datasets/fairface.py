@@ -15,9 +15,9 @@ import pandas as pd
 from datasets.base import CELLS, ImageTable, Splits, check_images, check_pair, check_val
 from datasets.subsets import (
     balanced_counts,
-    biased_counts,
     cell_rows,
     check_rule,
+    draw_biased,
     labels,
     take_counts,
 )
@@ -91,9 +91,8 @@ def load(
     check_pair("FairFace", ATTRIBUTES, target, protected)
     train, test = (_images(root, part, target, protected) for part in CSV)
     if size is not None:
-        rows = cell_rows(train.y, train.a, seed if rule == "random" else None)
         what = f"{size} training images of {target}/{protected}"
-        train = train.take(take_counts(rows, biased_counts(size, minority), what))
+        train = draw_biased(train, size, minority, seed if rule == "random" else None, what)
     held = np.zeros(0, dtype=np.int64)
     if val == "official":
         rows = cell_rows(train.y, train.a, seed)

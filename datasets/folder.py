@@ -22,11 +22,9 @@ from datasets.base import CELLS, ImageTable, Splits, check_images, check_val, na
 from datasets.metadata import PARTS, labels_of, read_table, where
 from datasets.subsets import (
     balanced_counts,
-    biased_counts,
-    cell_rows,
     check_rule,
+    draw_biased,
     draw_cells,
-    take_counts,
 )
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -165,9 +163,8 @@ def load(
         if (train.a < 0).all():
             raise UserError(f"--size {size} draws by group, and no training image of {root} has a "
                             f"{protected}: use --size all")
-        rows = cell_rows(train.y, train.a, seed if rule == "random" else None)
         what = f"{size} training images of {target}/{protected}"
-        train = train.take(take_counts(rows, biased_counts(size, minority), what))
+        train = draw_biased(train, size, minority, seed if rule == "random" else None, what)
     if test_size is not None:
         test = draw_cells(test, balanced_counts(test_size), seed)
     splits = Splits(train, whole.val if val == "official" else None, test)

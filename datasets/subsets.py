@@ -155,6 +155,17 @@ def biased_subset(
     return table.index[take_counts(rows, biased_counts(size, minority), what)].tolist()
 
 
+def draw_biased(
+    table: ImageTable, size: int, minority: float, seed: int | None, what: str
+) -> ImageTable:
+    """The table's images by `biased_counts`: of each group the first ones, or drawn by the seed.
+
+    what: they are, for the message. Raises SubsetError as `biased_counts`, and NotEnoughImages.
+    """
+    rows = cell_rows(table.y, table.a, seed)
+    return table.take(take_counts(rows, biased_counts(size, minority), what))
+
+
 def draw_cells(table: ImageTable, counts: Mapping[tuple[int, int], int], seed: int) -> ImageTable:
     """Draw counts[(y, a)] images of each cell with default_rng(seed), kept in table order.
 
