@@ -40,8 +40,6 @@ def check_flags(
     _check_data(config, methods, dataset)
     _check_table(config, methods)
     launcher.check(config.launcher, config.slurm)
-    if config.launcher != "slurm":  # whose jobs have other devices than this machine
-        _check_numerics(config, methods)
     if config.compile:
         check_compiler()
     if config.tensorboard:
@@ -173,8 +171,13 @@ def _check_table(config: Config, methods: Iterable[str]) -> None:
             raise UserError(f"--paper-table {config.paper_table}: {error}") from None
 
 
-def _check_numerics(config: Config, methods: Iterable[str]) -> None:
-    """A table's rows round alike. Of this command's own rows `claim` says what differs."""
+def check_numerics(config: Config, methods: Iterable[str]) -> None:
+    """Raise UserError where the setting's saved rows round otherwise than this command's would.
+
+    Of this command's own rows `claim` says what differs.
+    """
+    if config.launcher == "slurm":  # whose jobs have other devices than this machine
+        return
     setting = config.results / config.setting
     own = {(name, f"seed{seed}") for name in (*methods, config.name) for seed in config.seeds}
     if any((setting / row / seed / "done").exists() for row, seed in own if row):

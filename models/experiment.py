@@ -19,7 +19,13 @@ from datasets.mixing import Data
 from datasets.synthetic import load_synthetic
 from models import CHOICES, METHODS, checkpoints
 from models.backbones import check_shape, initial_weights, maker, tensor_names
-from models.checks import check_flags, check_labels, check_network, check_samples
+from models.checks import (
+    check_flags,
+    check_labels,
+    check_network,
+    check_numerics,
+    check_samples,
+)
 from models.choices import Choice, candidates, row_of
 from models.method import Method
 from utils import devices
@@ -168,6 +174,7 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_given(config, methods))
+    check_numerics(config, methods)  # of saved runs: a mistake in the flags is said first
     for name, method in methods.items():  # of the first seed: the others' are as large
         data = experiment.data(method, config.seeds[0])
         check_shape(config.backbone, data.shape)
