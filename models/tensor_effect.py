@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from models.backbones import parameter_names
 from models.finetune import freeze_all_but
 from models.method import Method, fit_stage, pretrained
 from models.selection import REAL_AND_SYNTHETIC, SENSITIVE_TO_BIAS
 from models.strategies import SYNTHETIC, FineTuning
 from utils.blocks import block_of, blocks_of
-from utils.engine import fit, predictions
+from utils.engine import fit, logits_of
 from utils.files import write_json
-from utils.metrics import fairness_metrics, to_json
+from utils.metrics import CELLS, fairness_metrics, to_json
 from utils.records import read_log, read_record
 from utils.run import Run
 
@@ -95,7 +97,18 @@ class TensorEffect(FineTuning):
 
 
 def measured(method: Method, run: Run) -> dict:
-    """Accuracy and fairness of a model on the validation images, as JSON."""
+    """Accuracy and fairness of a model on the validation images, as JSON.
+
+    One tensor may change hardly a prediction. So two figures see every change: `loss`, the
+    cross-entropy, and `soft_eo`, EO (worst case) of the probabilities in the predictions' place,
+    max over y of |mean P(1 | x) of (y, 0) - mean P(1 | x) of (y, 1)|.
+    """
     val = run.data.val
-    predicted = predictions(method, run.data.loader(val, train=False))
-    return to_json(fairness_metrics(predicted, val.y, val.a))
+    logits = logits_of(method, run.data.loader(val, train=False)).astype(np.float64)
+    probability = 1 / (1 + np.exp(-logits))
+    members = {(y, a): probability[(val.y == y) & (val.a == a)] for y, a in CELLS}
+    means = {group: each.mean() if len(each) else np.nan for group, each in members.items()}
+    return to_json(fairness_metrics((logits > 0).astype(np.int64), val.y, val.a)) | {
+        "loss": float(np.logaddexp(0, np.where(val.y == 1, -logits, logits)).mean()),
+        "soft_eo": float(np.max([abs(means[y, 0] - means[y, 1]) for y in (0, 1)])),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 import train
 from models import backbones
+from models.tensor_effect import measured
 from utils.files import write_json
 from utils.preemption import PREEMPTION
 from utils.reporting.effects import correlations, effects, gains, section
@@ -66,6 +68,20 @@ def test_every_tensor_and_block_has_its_effect(setting):
     assert not (folder / "mask.json").exists()  # it selects nothing
 
 
+def test_the_continuous_figures_by_hand():
+    y, a, p = [0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 1], [0.2, 0.4, 0.9, 0.6, 0.7, 0.9]
+    table = SimpleNamespace(y=np.array(y), a=np.array(a))
+    batch = (None, torch.tensor(p), None, None)
+    loader = SimpleNamespace(epoch=lambda number: [batch])
+    run = SimpleNamespace(data=SimpleNamespace(val=table, loader=lambda *_, **__: loader))
+    found = measured(SimpleNamespace(predict=torch.logit), run)
+    assert found["soft_eo"] == pytest.approx(0.9 - (0.2 + 0.4) / 2)  # y = 1: 0.8 - 0.6
+    right = np.where(np.array(y) == 1, p, 1 - np.array(p))
+    assert found["loss"] == pytest.approx(-np.log(right).mean())
+    table.a[2] = 0
+    assert np.isnan(measured(SimpleNamespace(predict=torch.logit), run)["soft_eo"])
+
+
 def test_the_returned_model_is_the_one_of_all_tensors(setting):
     before, after = (torch.load(setting / row / "seed100" / "classifier.pt",
                                 weights_only=True)["model"] for row in ("erm", "tensor_effect"))
@@ -74,13 +90,14 @@ def test_the_returned_model_is_the_one_of_all_tensors(setting):
 
 
 def record_of(delta1: list, delta2: list, acc: list, eo: list, selected: list) -> dict:
-    erm = {"acc": 0.9, "eo_worst": 0.2}
+    erm = {"acc": 0.9, "eo_worst": 0.2, "loss": 0.5, "soft_eo": 0.3}
     tensors = {
-        name: {"acc": 0.9 + a, "eo_worst": 0.2 - e, "delta1": d1, "delta2": d2, "elements": 10 + i,
-               "selected": s}
+        name: {"acc": 0.9 + a, "eo_worst": 0.2 - e, "loss": 0.5 - 2 * a, "soft_eo": 0.3 - 3 * e,
+               "delta1": d1, "delta2": d2, "elements": 10 + i, "selected": s}
         for i, (name, a, e, d1, d2, s) in enumerate(
             zip(NAMES, acc, eo, delta1, delta2, selected, strict=True))}
-    blocks = {block: {"acc": 0.91, "eo_worst": 0.1} for block in ("stem", "layer1", "layer2", "fc")}
+    blocks = {block: {"acc": 0.91, "eo_worst": 0.1, "loss": 0.4, "soft_eo": 0.2}
+              for block in ("stem", "layer1", "layer2", "fc")}
     return {"erm": erm, "tensors": tensors, "blocks": blocks}
 
 
@@ -107,6 +124,8 @@ def test_correlations_by_hand():
     frame = gains(records()[1], "tensors")
     assert frame["acc"].tolist() == pytest.approx([4, 3, 2, 1])
     assert frame["eo_worst"].tolist() == pytest.approx([1, 2, 3, 4])
+    assert frame["loss"].tolist() == pytest.approx([8, 6, 4, 2])
+    assert frame["soft_eo"].tolist() == pytest.approx([3, 6, 9, 12])
 
 
 def test_the_section_says_what_the_choice_does():
@@ -129,5 +148,7 @@ def test_the_figure_holds_the_tensors_and_blocks(tmp_path):
     points = np.concatenate([c.get_offsets() for c in axes[1].collections])
     assert points[:, 0].tolist() == [1, 2, 3, 4]  # Delta2, the same in both seeds
     assert points[:, 1].tolist() == pytest.approx([2.5, 2.5, 2.5, 2.5])
-    assert [bar.get_height() for bar in axes[5].patches] == pytest.approx([10] * 4)
+    heights = [[bar.get_height() for bar in axes[i].patches] for i in (2, 5, 8, 11)]
+    for row, height in zip(heights, (1, 10, 10, 10), strict=True):
+        assert row == pytest.approx([height] * 4)
     assert "-1.00 [-1.00, -1.00]" in axes[0].get_title()

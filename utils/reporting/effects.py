@@ -1,9 +1,10 @@
 """What updating one tensor does, against Delta1 and Delta2: models/tensor_effect.py measures it.
 
-A tensor's effects are the change of accuracy and the reduction of EO (worst case) against the ERM
-model of the same seed, both in points on validation images: more is better. AIM-Fair's argument
-expects small Delta1 to go with accuracy (a negative correlation) and large Delta2 with fairness (a
-positive one). Beside the two stands a tensor's size, which the argument does not name.
+A tensor's effects are what `EFFECTS` names, against the ERM model of the same seed and in points on
+validation images: more is better. AIM-Fair's argument expects small Delta1 to go with accuracy (a
+negative correlation) and large Delta2 with fairness (a positive one). Beside the two stands a
+tensor's size, which the argument does not name. Cross-entropy and the EO of probabilities are there
+because one tensor may change hardly a prediction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from utils.reporting.section import Section, interval
 
 PREDICTORS = {"delta1": "Delta1", "delta2": "Delta2", "ratio": "Delta2 / Delta1",
               "elements": "elements"}
-EFFECTS = {"acc": "change of accuracy", "eo_worst": "reduction of EO worst"}
+EFFECTS = {"acc": "change of accuracy", "loss": "reduction of cross-entropy",
+           "eo_worst": "reduction of EO worst", "soft_eo": "reduction of probabilities' EO"}
 
 
 def effects(results: Results) -> dict[int, dict[str, Any]]:
@@ -32,12 +34,12 @@ def effects(results: Results) -> dict[int, dict[str, Any]]:
 
 
 def gains(record: Mapping[str, Any], parts: str) -> pd.DataFrame:
-    """One row a tensor or block ("tensors", "blocks"): `EFFECTS` in points, more is better, and of
-    a tensor the `PREDICTORS`."""
+    """One row a tensor or block ("tensors", "blocks"): `EFFECTS` in points (of cross-entropy 0.01
+    nats), more is better, and of a tensor the `PREDICTORS`."""
     rows = {}
     for name, after in record[parts].items():
-        rows[name] = {"acc": 100 * (after["acc"] - record["erm"]["acc"]),
-                      "eo_worst": 100 * (record["erm"]["eo_worst"] - after["eo_worst"])}
+        rows[name] = {effect: 100 * (record["erm"][effect] - after[effect]) for effect in EFFECTS}
+        rows[name]["acc"] *= -1  # the only one of which more is better
         if parts == "tensors":
             rows[name] |= {key: after[key] for key in ("delta1", "delta2", "elements", "selected")}
     frame = pd.DataFrame.from_dict(rows, orient="index")

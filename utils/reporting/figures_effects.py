@@ -14,7 +14,7 @@ from utils.reporting.section import interval
 
 
 def tensor_effects(results: Results) -> Figure | None:
-    """Both effects against Delta1 and Delta2, a point a tensor, and of the blocks as bars.
+    """Every effect against Delta1 and Delta2, a point a tensor, and of the blocks as bars.
 
     Points and bars are means over seeds. None where no run has effects.json.
     """
@@ -27,8 +27,8 @@ def tensor_effects(results: Results) -> Figure | None:
     blocks = pd.concat([gains(record, "blocks") for record in records.values()])
     order = list(dict.fromkeys(blocks.index))
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(order)}
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained", sharey="row",
-                                width_ratios=(1, 1, 0.8))
+    figure, axes = plt.subplots(len(EFFECTS), 3, figsize=(11, 3 * len(EFFECTS)), layout="constrained",
+                                sharey="row", width_ratios=(1, 1, 0.8))
     for row, (effect, said) in zip(axes, EFFECTS.items(), strict=True):
         for axis, predictor in zip(row, ("delta1", "delta2"), strict=False):
             for block in order:
