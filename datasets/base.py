@@ -20,7 +20,7 @@ from PIL import Image
 
 from utils.errors import UserError, is_systems
 from utils.files import write_atomic
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 from utils.records import files_digest
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class Table(ABC):
         return replace(self, a=np.full(len(self), -1))
 
     def counts(self) -> dict[tuple[int, int], int]:
-        """Samples per (y, a): always the four cells, (y, -1) only where it occurs."""
-        counts = dict.fromkeys(CELLS, 0)
-        cells, numbers = np.unique(np.stack([self.y, self.a]), axis=1, return_counts=True)
-        for (y, a), number in zip(cells.T.tolist(), numbers.tolist(), strict=True):
+        """Samples per (y, a): always the four groups, (y, -1) only where it occurs."""
+        counts = dict.fromkeys(GROUPS, 0)
+        groups, numbers = np.unique(np.stack([self.y, self.a]), axis=1, return_counts=True)
+        for (y, a), number in zip(groups.T.tolist(), numbers.tolist(), strict=True):
             counts[y, a] = number
         return counts
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from datasets.base import ImageTable, Splits, check_images, check_val, named
-from datasets.subsets import balanced_counts, biased_subset, draw_cells, labels
+from datasets.subsets import balanced_counts, biased_subset, draw_groups, labels
 from utils.errors import UserError
 from utils.files import is_plain_name
 
@@ -248,9 +248,9 @@ def load(
     size, minority, rule, seed: see `subsets.biased_subset`; size None takes the whole training
     partition (minority and rule then have no use). val: "official" or "none".
     test_size: None for the whole test partition, else a balanced test set of that many images
-    (a quarter from each cell, drawn with seed). Every image that is used is checked first.
+    (a quarter from each group, drawn with seed). Every image that is used is checked first.
     Raises UserError for wrong lists, an unknown attribute, unusable images and, as
-    NotEnoughImages, for a cell that is too small.
+    NotEnoughImages, for a group that is too small.
     """
     check_val(val)
     root = Path(root)
@@ -268,7 +268,7 @@ def load(
         rows = train.index.get_indexer(names)
     test = whole.test
     if test_size is not None:
-        test = draw_cells(test, balanced_counts(test_size), seed)
+        test = draw_groups(test, balanced_counts(test_size), seed)
     splits = Splits(whole.train.take(rows), whole.val if val == "official" else None, test)
     check_images((splits.train, splits.val, splits.test), root)
     return splits

@@ -3,7 +3,7 @@
     python -m datasets.check --dataset celeba --root /data/CelebA
     python -m datasets.check --dataset folder --root photos --target glasses --protected gender
 
-prints images per split and per attribute cell, compares them with the official numbers (of your own
+prints images per split and per group, compares them with the official numbers (of your own
 photographs: looks for missing labels, empty groups and the same image in two splits), opens every
 listed image, and names each difference. Exit code 0: none; 1: differences; 2: unusable.
 """
@@ -22,7 +22,7 @@ if not __package__:  # started by its path: python datasets/check.py
 import pandas as pd
 
 from datasets import celeba, demo, fairface, metadata, utkface
-from datasets.base import CELLS, bad_images, named
+from datasets.base import GROUPS, bad_images, named
 from datasets.folder import saved_split
 from datasets.subsets import NotEnoughImages, biased_subset, labels, list_hash
 from utils.errors import UserError, exit_cleanly
@@ -35,7 +35,7 @@ CELEBA_RANGES = {
     "val": ("162771.jpg", "182637.jpg"),
     "test": ("182638.jpg", "202599.jpg"),
 }
-CELEBA_TEST_CELLS = {("Smiling", "Male"): (5354, 4621, 6893, 3094)}
+CELEBA_TEST_GROUPS = {("Smiling", "Male"): (5354, 4621, 6893, 3094)}
 CELEBA_LISTS = {
     ("Smiling", "Male"): "670888bcdee34f9050eda273e51f46110da330fe674dca916f44d3fe4217056a",
     ("Smiling", "Young"): "657441635b65e9786f6b1ec5eb6d12125699d5533dda62d52369d89af5f1479d",
@@ -45,16 +45,16 @@ LIST_SIZE = 20000
 UTKFACE_IMAGES = 23705  # of the 23,708 aligned and cropped files; three lack the race field
 UTKFACE_WHITE_MEN = 5477
 # Women and men (y), Black and White (a), of both parts. FairIF's Table 10 has the two middle
-# cells swapped, as its Table 9 has for CelebA's Blond_Hair/Male: 89931, 82685, 28234 and 1749.
-FAIRFACE_CELLS = (6894, 8789, 6895, 9823)
+# groups swapped, as its Table 9 has for CelebA's Blond_Hair/Male: 89931, 82685, 28234 and 1749.
+FAIRFACE_GROUPS = (6894, 8789, 6895, 9823)
 
 Facts = dict[str, object]  # what was found or is known, under the words it is reported with
 
 
 def _report(line: str, y, a) -> None:
-    numbers = [int(((y == t) & (a == p)).sum()) for t, p in CELLS]
-    cells = "  ".join(f"{t}_{p} {n:6d}" for (t, p), n in zip(CELLS, numbers, strict=True))
-    print(f"  {line:<24} {len(y):7d}   {cells}")
+    numbers = [int(((y == t) & (a == p)).sum()) for t, p in GROUPS]
+    groups = "  ".join(f"{t}_{p} {n:6d}" for (t, p), n in zip(GROUPS, numbers, strict=True))
+    print(f"  {line:<24} {len(y):7d}   {groups}")
 
 
 def celeba_known() -> Facts:
@@ -63,8 +63,8 @@ def celeba_known() -> Facts:
     for part, count in CELEBA_SPLITS.items():
         known[f"{part} images"] = count
         known[f"{part} range"] = " .. ".join(CELEBA_RANGES[part])
-    for pair, cells in CELEBA_TEST_CELLS.items():
-        known[f"test cells of {'/'.join(pair)}"] = cells
+    for pair, groups in CELEBA_TEST_GROUPS.items():
+        known[f"test groups of {'/'.join(pair)}"] = groups
     for pair, digest in CELEBA_LISTS.items():
         known[f"SHA-256 of the first {LIST_SIZE} of {'/'.join(pair)}"] = digest
     return known
@@ -77,10 +77,10 @@ def celeba_facts(table) -> Facts:
         names = table.index[table["partition"] == number]
         facts[f"{part} images"] = len(names)
         facts[f"{part} range"] = f"{names.min()} .. {names.max()}" if len(names) else "none"
-    for pair in CELEBA_TEST_CELLS:
+    for pair in CELEBA_TEST_GROUPS:
         y, a = labels(table[table["partition"] == 2], *pair)
-        facts[f"test cells of {'/'.join(pair)}"] = tuple(
-            int(((y == t) & (a == p)).sum()) for t, p in CELLS
+        facts[f"test groups of {'/'.join(pair)}"] = tuple(
+            int(((y == t) & (a == p)).sum()) for t, p in GROUPS
         )
     for pair in CELEBA_LISTS:
         try:
@@ -99,7 +99,7 @@ def differences(found: Facts, known: Facts) -> list[str]:
 
 
 def check_celeba(root: Path, pairs, official: bool) -> tuple[list[str], list[str]]:
-    """Print the cells of every split; return (differences, image paths)."""
+    """Print the groups of every split; return (differences, image paths)."""
     table = celeba.read_table(root)
     attributes = table.drop(columns="partition")
     wanted = [*pairs, *(CELEBA_LISTS if official else ())]
@@ -130,7 +130,7 @@ def check_utkface(root: Path) -> tuple[list[str], list[str]]:
 def check_fairface(root: Path) -> tuple[list[str], list[str]]:
     """As `check_celeba`, for Male/White: the Black and White faces of both parts.
 
-    The counts by cell are FairIF's, whose Table 10 has the two middle ones swapped (so has its
+    The counts by group are FairIF's, whose Table 10 has the two middle ones swapped (so has its
     Table 9, of CelebA's Blond_Hair/Male): women with white skin are 8789, men with black skin 6895.
     """
     print("Male/White: images, and by Male_White")
@@ -140,8 +140,8 @@ def check_fairface(root: Path) -> tuple[list[str], list[str]]:
     whole = pd.concat(tables.values())
     y, a = labels(whole, "Male", "White")
     _report("all", y, a)
-    known = {"images by Male_White": FAIRFACE_CELLS}
-    facts = {"images by Male_White": tuple(int(((y == t) & (a == p)).sum()) for t, p in CELLS)}
+    known = {"images by Male_White": FAIRFACE_GROUPS}
+    facts = {"images by Male_White": tuple(int(((y == t) & (a == p)).sum()) for t, p in GROUPS)}
     return differences(facts, known), [os.path.join(os.path.abspath(root), n) for n in whole.index]
 
 
@@ -173,7 +173,7 @@ def check_folder(root: Path, pair: tuple[str, str] | None, positive) -> tuple[li
         if here.any() and (a[here] < 0).any():
             print(f"  {'':<24} {(a[here] < 0).sum():7d} of them without {pair[1]}" + (
                 ": not used" if name == "test" else ""))
-        empty = [f"{t}_{p}" for t, p in CELLS if not ((y == t) & (a == p) & here).any()]
+        empty = [f"{t}_{p}" for t, p in GROUPS if not ((y == t) & (a == p) & here).any()]
         if empty and (here & (a >= 0)).any():
             found.append(f"no {name} image is of group {', '.join(empty)}")
     if not ((part == "test").to_numpy() & (y >= 0) & (a >= 0)).any():
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=("celeba", *PAIRS, "demo", "folder"), required=True)
     parser.add_argument("--root", "--data-root", type=path, required=True,
                         help="the dataset's folder")
-    parser.add_argument("--target", help="with --protected: show this pair's cells (CelebA, demo, "
+    parser.add_argument("--target", help="with --protected: show this pair's groups (CelebA, demo, "
                         "folder)")
     parser.add_argument("--protected")
     parser.add_argument("--positive", nargs="+", default=(), metavar="[COLUMN=]VALUE",

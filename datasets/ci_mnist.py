@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import CELLS, ArrayTable, Splits, check_fixed, check_val
+from datasets.base import GROUPS, ArrayTable, Splits, check_fixed, check_val
 from utils.errors import UserError
 
 # bias -> percent of the odd and of the even digits that are kept, and of each that become red;
@@ -40,8 +40,8 @@ def coloured(grey: np.ndarray, a: np.ndarray) -> np.ndarray:
     return np.stack([np.where(red, full, grey), grey, np.where(red, grey, full)], axis=1)
 
 
-def cell_counts(odd: int, even: int, bias: str) -> dict[tuple[int, int], int]:
-    """Digits per cell (y, a) of a part with so many odd and even digits; shares round down.
+def group_counts(odd: int, even: int, bias: str) -> dict[tuple[int, int], int]:
+    """Digits per group (y, a) of a part with so many odd and even digits; shares round down.
 
     Raises UserError for another bias.
     """
@@ -52,7 +52,7 @@ def cell_counts(odd: int, even: int, bias: str) -> dict[tuple[int, int], int]:
         total = count * kept // 100
         counts[y, 1] = total * red // 100
         counts[y, 0] = total - counts[y, 1]
-    return {cell: counts[cell] for cell in CELLS}
+    return {group: counts[group] for group in GROUPS}
 
 
 def read(root: str | Path, bias: str, seed: int = 0) -> Splits:
@@ -62,7 +62,7 @@ def read(root: str | Path, bias: str, seed: int = 0) -> Splits:
     a part keeps MNIST's order, and `rows` are those of its file. Raises UserError for a missing or
     damaged file and another bias.
     """
-    cell_counts(0, 0, bias)
+    group_counts(0, 0, bias)
     root = Path(root)
     train_x, train_y, test_x, test_y = (_read(root, name) for name in FILES)
     for images, labels, what in ((train_x, train_y, "train"), (test_x, test_y, "t10k")):
@@ -93,7 +93,7 @@ def _biased(
     name: str, grey: np.ndarray, digits: np.ndarray, bias: str, generator: np.random.Generator
 ) -> ArrayTable:
     y = (digits % 2 == 0).astype(np.int64)
-    counts = cell_counts(int((y == 0).sum()), int((y == 1).sum()), bias)
+    counts = group_counts(int((y == 0).sum()), int((y == 1).sum()), bias)
     a = np.full(len(y), -1)
     for label in (0, 1):
         order = generator.permutation(np.flatnonzero(y == label))

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable, Splits, check_images, check_pair, check_val
+from datasets.base import GROUPS, ImageTable, Splits, check_images, check_pair, check_val
 from datasets.subsets import (
     balanced_counts,
-    cell_rows,
     check_rule,
     draw_biased,
+    group_rows,
     labels,
     take_counts,
 )
@@ -81,10 +81,10 @@ def load(
 
     target and protected: Male and White, either way round. size: None takes all images as FairIF
     does (minority and rule then have no use), a number the biased subset of `biased_counts`, in
-    file order or by seed. val "official": a tenth of each cell of the training images, drawn by
+    file order or by seed. val "official": a tenth of each group of the training images, drawn by
     seed, is held out, as FairFace has no third part; "none": all of them train. test_size: None
     takes all of the val part, a number draws a balanced set. Raises UserError for unusable files
-    and wrong arguments, NotEnoughImages for a small cell.
+    and wrong arguments, NotEnoughImages for a small group.
     """
     check_val(val)
     check_rule(rule)
@@ -95,12 +95,12 @@ def load(
         train = draw_biased(train, size, minority, seed if rule == "random" else None, what)
     held = np.zeros(0, dtype=np.int64)
     if val == "official":
-        rows = cell_rows(train.y, train.a, seed)
-        held = np.sort(np.concatenate([rows[cell][: len(rows[cell]) // 10] for cell in CELLS]))
+        rows = group_rows(train.y, train.a, seed)
+        held = np.sort(np.concatenate([rows[group][: len(rows[group]) // 10] for group in GROUPS]))
         if not len(held):
             raise UserError(f"{len(train)} images are too few to hold a tenth out; use val 'none'")
     if test_size is not None:
-        rows, what = cell_rows(test.y, test.a, seed), f"{test_size} test images"
+        rows, what = group_rows(test.y, test.a, seed), f"{test_size} test images"
         test = test.take(take_counts(rows, balanced_counts(test_size), what))
     kept = np.setdiff1d(np.arange(len(train)), held)
     splits = Splits(

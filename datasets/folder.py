@@ -18,13 +18,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable, Splits, check_images, check_val, named
+from datasets.base import GROUPS, ImageTable, Splits, check_images, check_val, named
 from datasets.metadata import PARTS, labels_of, read_table, where
 from datasets.subsets import (
     balanced_counts,
     check_rule,
     draw_biased,
-    draw_cells,
+    draw_groups,
 )
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -39,7 +39,7 @@ def draw_split(y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarray:
     Rows without protected label are for training and validation only.
     """
     part, rng = np.full(len(y), "train", dtype=object), np.random.default_rng(seed)
-    for group in [*CELLS, (0, -1), (1, -1)]:
+    for group in [*GROUPS, (0, -1), (1, -1)]:
         rows = rng.permutation(np.flatnonzero((y == group[0]) & (a == group[1])))
         total = len(rows)
         for name, share in SHARES.items():
@@ -166,7 +166,7 @@ def load(
         what = f"{size} training images of {target}/{protected}"
         train = draw_biased(train, size, minority, seed if rule == "random" else None, what)
     if test_size is not None:
-        test = draw_cells(test, balanced_counts(test_size), seed)
+        test = draw_groups(test, balanced_counts(test_size), seed)
     splits = Splits(train, whole.val if val == "official" else None, test)
     check_images((splits.train, splits.val, splits.test), root,
                  again="copy these there again or remove their rows from the metadata")

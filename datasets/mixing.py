@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from datasets.array_loader import ArrayLoader
-from datasets.base import CELLS, ArrayTable, ImageTable, Splits, Table, concat
+from datasets.base import GROUPS, ArrayTable, ImageTable, Splits, Table, concat
 from datasets.loader import Loader
-from datasets.subsets import balanced_counts, biased_counts, draw_cells
+from datasets.subsets import balanced_counts, biased_counts, draw_groups
 from utils.errors import UserError
 
 
@@ -61,9 +61,9 @@ class Data:
 
     @cached_property
     def synthetic_balanced(self) -> ImageTable:
-        """N_S = synthetic ratio * N_R / 4 images a cell (section 4.3)."""
+        """N_S = synthetic ratio * N_R / 4 images a group (section 4.3)."""
         size = round(self.config.synthetic_ratio * len(self.real) / 4) * 4
-        return draw_cells(self._synthetic(), balanced_counts(size), self.seed)
+        return draw_groups(self._synthetic(), balanced_counts(size), self.seed)
 
     @cached_property
     def synthetic_biased(self) -> ImageTable:
@@ -71,7 +71,7 @@ class Data:
         size = round(self.config.synthetic_biased_ratio * len(self.real))
         counts = biased_counts(size, self.config.synthetic_minority)
         # Another stream than the balanced draw, or the two would share their first images.
-        return draw_cells(self._synthetic(), counts, self.seed + 1_000_003)
+        return draw_groups(self._synthetic(), counts, self.seed + 1_000_003)
 
     @cached_property
     def supplemented(self) -> ImageTable:
@@ -83,23 +83,23 @@ class Data:
         """The real images followed by synthetic ones of the minority groups until all are as large.
 
         The minority is known from the protected labels: a strategy that trains on this set declares
-        uses_attributes = "train". A cell of which fewer were generated (the demo)
+        uses_attributes = "train". A group of which fewer were generated (the demo)
         gets all there are, which is said. Raises UserError where protected labels are not known.
         """
         counts = self.real.counts()
-        if set(counts) != set(CELLS):
+        if set(counts) != set(GROUPS):
             raise UserError(
                 f"data repairing fills the minority groups of {self.real.name}, whose protected "
                 "labels are not all known; leave data_repairing and ltgc out of --methods"
             )
         available, filling = self._synthetic().counts(), {}
-        for cell in CELLS:
-            missing = max(counts.values()) - counts[cell]
-            filling[cell] = min(missing, available[cell])
-            if filling[cell] < missing:
-                print(f"data repairing lacks {missing} images of cell {cell[0]}_{cell[1]} and gets "
-                      f"the {filling[cell]} that were generated", file=sys.stderr)
-        filling = draw_cells(self._synthetic(), filling, self.seed)
+        for group in GROUPS:
+            missing = max(counts.values()) - counts[group]
+            filling[group] = min(missing, available[group])
+            if filling[group] < missing:
+                print(f"data repairing lacks {missing} images of group {group[0]}_{group[1]} and "
+                      f"gets the {filling[group]} that were generated", file=sys.stderr)
+        filling = draw_groups(self._synthetic(), filling, self.seed)
         return concat([self.real, filling], "real images, repaired with synthetic ones")
 
     @property

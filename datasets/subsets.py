@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable
+from datasets.base import GROUPS, ImageTable
 from utils.errors import UserError
 
 RULES = ("first", "random")
@@ -21,16 +21,16 @@ class SubsetError(UserError, ValueError):
 
 
 class NotEnoughImages(SubsetError):
-    """Some cell holds fewer images than the subset needs; `needed`, `available`: {(y, a): n}."""
+    """Some group holds fewer images than the subset needs; `needed`, `available`: {(y, a): n}."""
 
     def __init__(self, what: str, needed: Mapping, available: Mapping):
         self.needed, self.available = dict(needed), dict(available)
         short = ", ".join(
-            f"cell {y}_{a} needs {self.needed[y, a]} and has {self.available[y, a]}"
-            for y, a in CELLS
+            f"group {y}_{a} needs {self.needed[y, a]} and has {self.available[y, a]}"
+            for y, a in GROUPS
             if self.needed[y, a] > self.available[y, a]
         )
-        total = sum(self.available[cell] for cell in CELLS)
+        total = sum(self.available[group] for group in GROUPS)
         super().__init__(
             f"too few images for {what}: {short} ({total} images in all); "
             "ask for fewer images (--size, --test-size, --synthetic-ratio) or another minority "
@@ -45,7 +45,7 @@ def check_rule(rule: str) -> None:
 
 
 def biased_counts(size: int, minority: float = 0.1) -> dict[tuple[int, int], int]:
-    """Images per cell (y, a) of a biased set: size*minority/2 in (0,0) and in (1,1).
+    """Images per group (y, a) of a biased set: size*minority/2 in (0,0) and in (1,1).
 
     Where that is not whole it is rounded to the nearest integer, halves up, but to no more than
     size // 2. (0,1) and (1,0) share the rest equally; an odd image goes to (0,1). The four numbers
@@ -71,13 +71,13 @@ def biased_counts(size: int, minority: float = 0.1) -> dict[tuple[int, int], int
 
 
 def balanced_counts(size: int) -> dict[tuple[int, int], int]:
-    """size/4 images in every cell. Raises SubsetError where size is no positive multiple of 4."""
+    """size/4 images in every group. Raises SubsetError where size is no positive multiple of 4."""
     if isinstance(size, bool) or size != int(size) or size < 4 or size % 4:
         raise SubsetError(
             f"a balanced set's size must be a positive multiple of 4, not {size}; change "
             "--test-size or --synthetic-ratio"
         )
-    return dict.fromkeys(CELLS, int(size) // 4)
+    return dict.fromkeys(GROUPS, int(size) // 4)
 
 
 def binary_column(table: pd.DataFrame, attribute: str) -> np.ndarray:
@@ -106,26 +106,26 @@ def labels(table: pd.DataFrame, target: str, protected: str) -> tuple[np.ndarray
     return binary_column(table, target), binary_column(table, protected)
 
 
-def cell_rows(y: np.ndarray, a: np.ndarray, seed: int | None = None) -> dict:
-    """{(y, a): int64 [n]} rows of each cell, in table order, or shuffled by default_rng(seed).
+def group_rows(y: np.ndarray, a: np.ndarray, seed: int | None = None) -> dict:
+    """{(y, a): int64 [n]} rows of each group, in table order, or shuffled by default_rng(seed).
 
-    Taking the first n of a shuffled cell is a draw without replacement, and with the same seed a
+    Taking the first n of a shuffled group is a draw without replacement, and with the same seed a
     smaller draw is part of a larger one.
     """
-    rows = {cell: np.flatnonzero((y == cell[0]) & (a == cell[1])) for cell in CELLS}
+    rows = {group: np.flatnonzero((y == group[0]) & (a == group[1])) for group in GROUPS}
     if seed is not None:
         rng = np.random.default_rng(seed)
-        rows = {cell: rng.permutation(rows[cell]) for cell in CELLS}
+        rows = {group: rng.permutation(rows[group]) for group in GROUPS}
     return rows
 
 
 def take_counts(rows: Mapping, counts: Mapping, what: str) -> np.ndarray:
-    """The first counts[cell] rows of each cell, sorted. Raises NotEnoughImages."""
-    needed = {cell: counts.get(cell, 0) for cell in CELLS}
-    available = {cell: len(rows[cell]) for cell in CELLS}
-    if any(needed[cell] > available[cell] for cell in CELLS):
+    """The first counts[group] rows of each group, sorted. Raises NotEnoughImages."""
+    needed = {group: counts.get(group, 0) for group in GROUPS}
+    available = {group: len(rows[group]) for group in GROUPS}
+    if any(needed[group] > available[group] for group in GROUPS):
         raise NotEnoughImages(what, needed, available)
-    return np.sort(np.concatenate([rows[cell][: needed[cell]] for cell in CELLS]))
+    return np.sort(np.concatenate([rows[group][: needed[group]] for group in GROUPS]))
 
 
 def biased_subset(
@@ -137,11 +137,11 @@ def biased_subset(
     rule: str = "first",
     seed: int = 0,
 ) -> list[str]:
-    """File names of a biased subset with the cells of `biased_counts`, in table order.
+    """File names of a biased subset with the groups of `biased_counts`, in table order.
 
     table: indexed by file name in file order, attribute values in {-1, 1} or {0, 1}; any subset of
     rows, other columns ignored, no file is opened. rule "first" walks the table and takes images
-    until each cell is full, as the released lists do (seed is not used); "random" draws without
+    until each group is full, as the released lists do (seed is not used); "random" draws without
     replacement with numpy's default_rng(seed).
     Raises NotEnoughImages (a ValueError) with the counts, SubsetError for other wrong input.
     """
@@ -150,7 +150,7 @@ def biased_subset(
         twice = table.index[table.index.duplicated()].unique().tolist()
         raise SubsetError(f"file names occur twice: {', '.join(map(str, twice[:5]))}")
     y, a = labels(table, target, protected)
-    rows = cell_rows(y, a, seed if rule == "random" else None)
+    rows = group_rows(y, a, seed if rule == "random" else None)
     what = f"{size} images of {target}/{protected} at minority share {minority}"
     return table.index[take_counts(rows, biased_counts(size, minority), what)].tolist()
 
@@ -162,17 +162,17 @@ def draw_biased(
 
     what: they are, for the message. Raises SubsetError as `biased_counts`, and NotEnoughImages.
     """
-    rows = cell_rows(table.y, table.a, seed)
+    rows = group_rows(table.y, table.a, seed)
     return table.take(take_counts(rows, biased_counts(size, minority), what))
 
 
-def draw_cells(table: ImageTable, counts: Mapping[tuple[int, int], int], seed: int) -> ImageTable:
-    """Draw counts[(y, a)] images of each cell with default_rng(seed), kept in table order.
+def draw_groups(table: ImageTable, counts: Mapping[tuple[int, int], int], seed: int) -> ImageTable:
+    """Draw counts[(y, a)] images of each group with default_rng(seed), kept in table order.
 
-    A cell without an entry gives none. Draws with different seeds are independent and may overlap.
+    A group without an entry gives none. Draws with different seeds are independent and may overlap.
     Raises NotEnoughImages.
     """
-    return table.take(take_counts(cell_rows(table.y, table.a, seed), counts, f"'{table.name}'"))
+    return table.take(take_counts(group_rows(table.y, table.a, seed), counts, f"'{table.name}'"))
 
 
 def list_hash(names: Iterable[str]) -> str:

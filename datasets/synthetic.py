@@ -4,7 +4,8 @@ Three layouts are read, the first that exists:
     <root>/<prompt set>/<Target>_<Protected>/<t>_<p>/      this repository's generate.py
     <root>/<Target>_<Protected>/<prompt set>/<t>_<p>/      as the AIM-Fair release writes them
     <root>/<Target>_<Protected>/<t>_<p>/                   as the AIM-Fair release reads them
-and, where none does, the same with <Protected>_<Target>, the cells transposed (AIM-Fair, Table 11).
+and, where none does, the same with <Protected>_<Target>, the groups transposed (AIM-Fair's
+Table 11).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from datasets.base import CELLS, ImageTable, check_images, named
+from datasets.base import GROUPS, ImageTable, check_images, named
 from utils.errors import UserError
 from utils.files import is_plain_name
 
@@ -23,17 +24,17 @@ COLUMNS = ("path", "y", "a")
 
 
 def find_pool(root: str | Path, target: str, protected: str, prompt_set: str) -> tuple[Path, bool]:
-    """(folder of the cells, whether they are transposed). Raises UserError listing what was tried.
+    """(folder of the groups, whether they are transposed). Raises UserError listing what was tried.
 
-    A layout counts where the folder holds a manifest or at least one cell folder.
+    A layout counts where the folder holds a manifest or at least one group folder.
     """
     root = Path(root)
     tried = []
     for transposed in (False, True):
         pair = f"{protected}_{target}" if transposed else f"{target}_{protected}"
         for folder in (root / prompt_set / pair, root / pair / prompt_set, root / pair):
-            cells = [folder / f"{t}_{p}" for t, p in CELLS]
-            if (folder / "manifest.csv").is_file() or any(cell.is_dir() for cell in cells):
+            groups = [folder / f"{t}_{p}" for t, p in GROUPS]
+            if (folder / "manifest.csv").is_file() or any(group.is_dir() for group in groups):
                 return folder, transposed
             tried.append(f"{folder}/")
     raise UserError(
@@ -50,18 +51,18 @@ def _natural(name: str) -> list:
 
 
 def _from_folders(folder: Path) -> list[tuple[str, int, int]]:
-    """(path relative to folder, t, p) of every image in the four cell folders."""
+    """(path relative to folder, t, p) of every image in the four group folders."""
     rows = []
-    for t, p in CELLS:
-        cell = folder / f"{t}_{p}"
+    for t, p in GROUPS:
+        group = folder / f"{t}_{p}"
         names = [
             name
-            for name in (os.listdir(cell) if cell.is_dir() else [])
+            for name in (os.listdir(group) if group.is_dir() else [])
             if name.lower().endswith(ENDINGS) and not name.startswith(".")
         ]
         if not names:
             raise UserError(
-                f"{cell} holds no images ({', '.join(ENDINGS)}); generate that cell with "
+                f"{group} holds no images ({', '.join(ENDINGS)}); generate that group with "
                 "stable_diffusion/generation.sh"
             )
         rows += [(f"{t}_{p}/{name}", t, p) for name in names]
@@ -108,19 +109,19 @@ def read_list(path: str | Path) -> list[tuple[str, int, int]]:
 def load_synthetic(
     root: str | Path, target: str, protected: str, prompt_set: str, check: bool = True
 ) -> ImageTable:
-    """The whole pool of generated images: cells 0_0, 0_1, 1_0, 1_1, each by file name.
+    """The whole pool of generated images: groups 0_0, 0_1, 1_0, 1_1, each by file name.
 
     Numbers in file names sort as numbers. Where the folder holds a manifest.csv, the images and
     their labels are the manifest's; else they are the files and folders found. A transposed pool's
     labels are swapped. check=False leaves the files unopened. Raises UserError where no layout
-    fits, a cell is empty, the manifest is wrong, or images are missing or cannot be read.
+    fits, a group is empty, the manifest is wrong, or images are missing or cannot be read.
     """
     folder, transposed = find_pool(root, target, protected, prompt_set)
     manifest = folder / "manifest.csv"
     rows = read_list(manifest) if manifest.is_file() else _from_folders(folder)
     if transposed:
         rows = [(file, p, t) for file, t, p in rows]
-    empty = [f"{y}_{a}" for y, a in CELLS if not any(row[1:] == (y, a) for row in rows)]
+    empty = [f"{y}_{a}" for y, a in GROUPS if not any(row[1:] == (y, a) for row in rows)]
     if empty:
         raise UserError(f"{folder} has no images with labels {', '.join(empty)}; generate them")
     rows.sort(key=lambda row: (row[1], row[2], _natural(row[0])))

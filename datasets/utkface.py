@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.base import CELLS, ImageTable, Splits, check_images, check_pair, check_val, named
+from datasets.base import GROUPS, ImageTable, Splits, check_images, check_pair, check_val, named
 from datasets.subsets import (
     balanced_counts,
     biased_counts,
-    cell_rows,
     check_rule,
+    group_rows,
     labels,
     take_counts,
 )
@@ -28,7 +28,7 @@ from utils.errors import UserError
 ATTRIBUTES = ("Female", "White")
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d{8,})[^/\\]*\.jpe?g", re.ASCII | re.IGNORECASE)
 OLDEST = 116  # years, the range the dataset's page gives
-TEST_SIZE = 3200  # 800 images per cell, AIM-Fair section 4.1
+TEST_SIZE = 3200  # 800 images per group, AIM-Fair section 4.1
 
 
 def read_table(root: str | Path) -> tuple[pd.DataFrame, Path, list[str]]:
@@ -72,12 +72,12 @@ def draw(y: np.ndarray, a: np.ndarray, train: dict, val: dict, test: dict, seed:
     The test images are drawn first and the validation images out of the training images, so the
     test set is the same for every training size, ratio and choice of validation.
     """
-    rows = cell_rows(y, a, seed)
-    needed = {cell: test[cell] + train[cell] for cell in CELLS}
-    take_counts(rows, needed, what)  # raises where a cell is too small
-    left = {cell: rows[cell][test[cell] :] for cell in CELLS}
-    rest = {cell: left[cell][val[cell] :] for cell in CELLS}
-    only = {cell: train[cell] - val[cell] for cell in CELLS}
+    rows = group_rows(y, a, seed)
+    needed = {group: test[group] + train[group] for group in GROUPS}
+    take_counts(rows, needed, what)  # raises where a group is too small
+    left = {group: rows[group][test[group] :] for group in GROUPS}
+    rest = {group: left[group][val[group] :] for group in GROUPS}
+    only = {group: train[group] - val[group] for group in GROUPS}
     return (
         take_counts(rest, only, what),
         take_counts(left, val, what),
@@ -100,11 +100,11 @@ def load(
     """A biased training set and a balanced test set (default 3,200), disjoint, drawn with seed.
 
     size: None takes all images that the test set leaves (minority then has no use).
-    target and protected: Female and White, either way round. val "official": a tenth of each cell
+    target and protected: Female and White, either way round. val "official": a tenth of each group
     of the training images (rounded down) is held out, since UTKFace has no split of its own;
     "none": all of them train. rule: UTKFace has no file order but that of the ages its names begin
     with, so "first" draws with the seed as "random" does. Bad names are skipped with a warning.
-    Raises UserError for unusable images and wrong arguments, NotEnoughImages for a small cell.
+    Raises UserError for unusable images and wrong arguments, NotEnoughImages for a small group.
     """
     check_val(val)
     check_rule(rule)
@@ -120,8 +120,8 @@ def load(
         )
     y, a = labels(table, target, protected)
     if size is None:
-        train = {cell: max(0, len(rows) - test[cell]) for cell, rows in cell_rows(y, a).items()}
-    held = {cell: train[cell] // 10 if val == "official" else 0 for cell in CELLS}
+        train = {group: max(0, len(rows) - test[group]) for group, rows in group_rows(y, a).items()}
+    held = {group: train[group] // 10 if val == "official" else 0 for group in GROUPS}
     size = sum(train.values())
     if val == "official" and not sum(held.values()):
         raise UserError(f"{size} images are too few to hold a tenth out; use more, or val 'none'")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.bootstrap import Interval, of_counts
-from utils.metrics import CELLS, METRICS, from_json
+from utils.metrics import GROUPS, METRICS, from_json
 
 Record = Mapping[str, Any]  # {"config": config.json, "metrics": metrics.json} of a run, or {}
 SAID = {
@@ -116,7 +116,7 @@ def _metrics(run: Record, before: Record | None, target: str, protected: str) ->
     values = from_json(run["metrics"]["test"])
     lines += ["", f"| {target}, {protected} | images | {' | '.join(titles)} |",
               "|---" * (len(titles) + 2) + "|"]
-    for y, a in CELLS:
+    for y, a in GROUPS:
         cells = " | ".join(_cell(column, f"group_acc_{y}_{a}") for column in columns)
         lines.append(f"| {y}, {a} | {values['group_count'][y, a]} | {cells} |")
     if any(number < FEW for number in values["group_count"].values()):
@@ -127,10 +127,10 @@ def _metrics(run: Record, before: Record | None, target: str, protected: str) ->
 def measured(record: Record) -> dict[str, tuple[float, Interval]]:
     """{metric: (value, interval)} from a run's metrics.json alone."""
     test = from_json(record["metrics"]["test"])
-    spans = of_counts([test["group_acc"][c] for c in CELLS],
-                      [test["group_count"][c] for c in CELLS])
+    spans = of_counts([test["group_acc"][c] for c in GROUPS],
+                      [test["group_count"][c] for c in GROUPS])
     values = {name: test[name] for name in METRICS} | {
-        f"group_acc_{y}_{a}": test["group_acc"][y, a] for y, a in CELLS}
+        f"group_acc_{y}_{a}": test["group_acc"][y, a] for y, a in GROUPS}
     return {name: (value, spans[name]) for name, value in values.items()}
 
 

@@ -22,7 +22,7 @@ from utils.config import COUNT, SHARE, number
 from utils.devices import pick
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
-from utils.metrics import CELLS, METRICS, fairness_metrics, to_json
+from utils.metrics import GROUPS, METRICS, fairness_metrics, to_json
 from utils.options import ArgumentParser, check_device, path
 
 BINS = 15  # of the calibration error; Guo et al., ICML 2017
@@ -203,7 +203,7 @@ def text_of(result: dict[str, Any], target: str, protected: str) -> str:
         lines.append(f"| calibration error, {name} | {percent(value)} | |")
     lines += ["", f"| group ({target}, {protected}) | images | accuracy | 95% interval |",
               "|---|---:|---:|---:|"]
-    for y, a in CELLS:
+    for y, a in GROUPS:
         key, mark = f"{y}_{a}", " (worst)" if f"{y}_{a}" == result["worst_group"] else ""
         lines.append(f"| ({y}, {a}){mark} | {result['group_count'][key]} "
                      f"| {percent(result['group_acc'][key])} "

@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 
 from models.scores import Scores
 from utils.files import atomic_path
-from utils.metrics import CELLS, group_index
+from utils.metrics import GROUPS, group_index
 from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE
 
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -20,11 +20,11 @@ THRESHOLDS = np.linspace(0, 1, 101)
 def accuracy_by_threshold(scores: Scores) -> dict[tuple[int, int], np.ndarray]:
     """{group: its accuracy where 1 is predicted above each of THRESHOLDS}, of groups with images"""
     group, result = group_index(scores.y, scores.a), {}
-    for g, cell in enumerate(CELLS):
+    for g, group in enumerate(GROUPS):
         here = group == g
         if here.any():
             above = scores.score[here, None] > THRESHOLDS
-            result[cell] = (above == scores.y[here, None]).mean(0)
+            result[group] = (above == scores.y[here, None]).mean(0)
     return result
 
 
@@ -36,9 +36,9 @@ def draw(every: Sequence[Scores], file: Path, words: tuple[str, str]) -> None:
                                     layout="constrained")
         for (left, right), scores in zip(axes, every, strict=True):
             _calibration(left, scores, protected)
-            for i, (cell, values) in enumerate(accuracy_by_threshold(scores).items()):
+            for i, (group, values) in enumerate(accuracy_by_threshold(scores).items()):
                 right.plot(THRESHOLDS, 100 * values, LINES[i], color=COLOURS[i],
-                           label=f"{target} {cell[0]}, {protected} {cell[1]}")
+                           label=f"{target} {group[0]}, {protected} {group[1]}")
             right.axvline(0.5, color="grey", linewidth=0.8)
             right.set(xlabel="threshold of the score", ylabel="accuracy of the group, %")
             right.legend(fontsize=8)

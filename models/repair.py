@@ -21,7 +21,7 @@ from models.features import run_config, test_images
 from utils.config import COUNT, number
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic, write_json
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 from utils.options import ArgumentParser, path
 from utils.records import read_record
 from utils.reporting import html
@@ -59,7 +59,7 @@ def sections_of(
              f"{spanned(differences[name]['interval'])}"]
             for name in card.SAID]
     groups = []
-    for y, a in CELLS:
+    for y, a in GROUPS:
         key = f"group_acc_{y}_{a}"
         marks = ["worst" if part["worst_group"] == f"{y}_{a}" else "" for part in (before, after)]
         groups.append([

@@ -12,7 +12,7 @@ from models.strategies import SYNTHETIC, FineTuning
 from utils.blocks import block_of, blocks_of
 from utils.engine import fit, logits_of
 from utils.files import write_json
-from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.records import read_log, read_record
 from utils.run import Run
 
@@ -106,7 +106,7 @@ def measured(method: Method, run: Run) -> dict:
     val = run.data.val
     logits = logits_of(method, run.data.loader(val, train=False)).astype(np.float64)
     probability = 1 / (1 + np.exp(-logits))
-    members = {(y, a): probability[(val.y == y) & (val.a == a)] for y, a in CELLS}
+    members = {(y, a): probability[(val.y == y) & (val.a == a)] for y, a in GROUPS}
     means = {group: each.mean() if len(each) else np.nan for group, each in members.items()}
     return to_json(fairness_metrics((logits > 0).astype(np.int64), val.y, val.a)) | {
         "loss": float(np.logaddexp(0, np.where(val.y == 1, -logits, logits)).mean()),

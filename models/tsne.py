@@ -59,7 +59,7 @@ def probe(features: Features, seed: int = 0) -> dict[str, float]:
     priors, nothing to tune; it also sees what lies spread over many features. Each is fitted on
     four fifths of a class's test images and asked about the rest, five times; mean of y = 0 and
     y = 1. The classes apart: where y and a go together, telling y would pass for telling a. 0.5 is
-    chance; NaN where a cell has fewer than 15 images.
+    chance; NaN where a group has fewer than 15 images.
     """
     return {name: float(np.mean([_told(features, y, model, seed) for y in (0, 1)]))
             for name, model in PROBES.items()}
@@ -78,9 +78,9 @@ def _told(features: Features, y: int, model: ClassifierMixin, seed: int) -> floa
 
 
 def draw_rows(y: np.ndarray, a: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
-    """At most `number` rows of each cell (y, a), drawn from the seed, ascending: int64 [M]."""
-    group, rng = group_index(y, a), np.random.default_rng(seed)
-    drawn = [rng.permutation(np.flatnonzero(group == cell))[:number] for cell in range(4)]
+    """At most `number` rows of each group (y, a), drawn from the seed, ascending: int64 [M]."""
+    groups, rng = group_index(y, a), np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(groups == group))[:number] for group in range(4)]
     return np.sort(np.concatenate(drawn))
 
 

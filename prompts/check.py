@@ -3,10 +3,10 @@
 Failures are listed by prompt and the exit code is 1 if there are any. The rules:
 
 - file      the file's fields are there and its name agrees with them
-- cells     the four cells, each with the number of prompts that the set's name says
+- groups     the four groups, each with the number of prompts that the set's name says
 - prefix    contextual_25 is the first half of contextual_50 where both are there
 - start     a prompt starts with the set's agreed words ("a" may go on as "an")
-- target    it names the target value of its cell and not the opposite one
+- target    it names the target value of its group and not the opposite one
 - protected the same for the protected attribute
 - negation  it says both by what is seen, not by a denial ("not smiling"; contextual sets; words of
             your own, which the file holds under "words", are taken as they are)
@@ -15,8 +15,8 @@ Failures are listed by prompt and the exit code is 1 if there are any. The rules
 - pose      it names a head pose (sets with head_poses in their name)
 - profile   the pose is no full profile, as slight turns are asked for (the same sets)
 - age       it names one age from 1 to 100 (contextual UTKFace sets)
-- ages      a cell's ages are spread: at least one in each of AGE_BANDS (contextual UTKFace sets
-            with at least as many prompts per cell as there are bands)
+- ages      a group's ages are spread: at least one in each of AGE_BANDS (contextual UTKFace sets
+            with at least as many prompts per group as there are bands)
 - openings, overlap, coverage, cycle   what variety.py asks of a contextual set as a whole
 """
 
@@ -37,7 +37,7 @@ from prompts.instruction import CLIP_TOKENS, STARTS_WITH, parse_set
 from prompts.own import Phrases, said, values_named, words_of
 from prompts.variety import PROFILE, broken_limits, measures, table
 from utils.errors import UserError, exit_cleanly, reason
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 from utils.options import ArgumentParser, path
 
 PROMPTS = Path(__file__).parent
@@ -108,13 +108,13 @@ def check_prompt(
     dataset: str,
     target: str,
     protected: str,
-    cell: tuple[int, int],
+    group: tuple[int, int],
     set_name: str,
     starts_with: str = STARTS_WITH,
     words: Mapping[str, Phrases] | None = None,
     count_tokens: Callable[[str], int] = estimate_tokens,
 ) -> list[Failure]:
-    """The rules that one prompt of cell (y, a) breaks by itself (without uniqueness and spread).
+    """The rules that one prompt of group (y, a) breaks by itself (without uniqueness and spread).
 
     words: the user's phrases by attribute, which may say what they like in the way of a denial.
     """
@@ -123,8 +123,8 @@ def check_prompt(
     failures = []
     if not re.match(re.escape(starts_with) + r"n?\s", prompt):
         failures.append(Failure("start", f'does not start with "{starts_with}"'))
-    failures += _attribute_failures("target", target, cell[0], prompt, words)
-    failures += _attribute_failures("protected", protected, cell[1], prompt, words)
+    failures += _attribute_failures("target", target, group[0], prompt, words)
+    failures += _attribute_failures("protected", protected, group[1], prompt, words)
     if set_name != "plain":
         for attribute in (name for name in (target, protected) if name not in words):
             if denied := negations(attribute, prompt):
@@ -155,14 +155,14 @@ def empty_bands(prompts: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def needs_ages(dataset: str, set_name: str) -> bool:
-    """Whether the ages of each cell must be spread."""
+    """Whether the ages of each group must be spread."""
     return dataset == "utkface" and set_name != "plain" and parse_set(set_name)[0] >= len(AGE_BANDS)
 
 
-def check_cells(
+def check_groups(
     document: dict, count_tokens: Callable[[str], int] = estimate_tokens
 ) -> list[Failure]:
-    """Every failure of a prompt file's content (a dict as in the files), by cell."""
+    """Every failure of a prompt file's content (a dict as in the files), by group."""
     failures = check_fields(document)
     if failures:
         return failures
@@ -170,25 +170,25 @@ def check_cells(
     rules = {key: document[key] for key in ("dataset", "target", "protected", "starts_with")}
     rules["words"] = words_of(document)
     first_seen: dict[str, str] = {}
-    for y, a in CELLS:
-        cell, prompts = f"{y}_{a}", document["cells"][f"{y}_{a}"]
+    for y, a in GROUPS:
+        group, prompts = f"{y}_{a}", document["cells"][f"{y}_{a}"]
         if len(prompts) != number:
-            failures.append(Failure("cells", f"holds {len(prompts)} prompts, not {number}", cell))
+            failures.append(Failure("groups", f"holds {len(prompts)} prompts, not {number}", group))
         for position, prompt in enumerate(prompts, start=1):
             broken = check_prompt(
-                prompt, cell=(y, a), set_name=document["set"], count_tokens=count_tokens, **rules
+                prompt, group=(y, a), set_name=document["set"], count_tokens=count_tokens, **rules
             )
-            here = f"cell {cell} prompt {position}"
+            here = f"group {group} prompt {position}"
             if (seen := first_seen.setdefault(normalised(prompt), here)) != here:
                 broken.append(Failure("unique", f"is the same as {seen}"))
             failures += [
-                failure._replace(cell=cell, number=position, prompt=prompt) for failure in broken
+                failure._replace(group=group, number=position, prompt=prompt) for failure in broken
             ]
         if needs_ages(document["dataset"], document["set"]) and (missing := empty_bands(prompts)):
             bands = ", ".join(f"{low}-{high}" for low, high in missing)
-            failures.append(Failure("ages", f"no prompt names an age of {bands}", cell))
+            failures.append(Failure("ages", f"no prompt names an age of {bands}", group))
     return failures + [
-        Failure(rule, message, cell) for rule, message, cell in broken_limits(document)
+        Failure(rule, message, group) for rule, message, group in broken_limits(document)
     ]
 
 
@@ -198,7 +198,7 @@ def check_file(
     """Every failure of one prompt file; UserError where it cannot be read as JSON."""
     path = Path(path)
     document = load_document(path)
-    failures = check_cells(document, count_tokens)
+    failures = check_groups(document, count_tokens)
     if check_fields(document):
         return failures
     expected = f"{document['target']}_{document['protected']}_{document['set']}.json"
@@ -208,9 +208,9 @@ def check_file(
     if document["set"] == "contextual_25" and longer.is_file():
         whole = load_document(longer)
         broken = bool(check_fields(whole))
-        for cell, prompts in document["cells"].items():
-            if broken or prompts != whole["cells"][cell][:25]:
-                failures.append(Failure("prefix", f"is not the first 25 of {longer.name}", cell))
+        for group, prompts in document["cells"].items():
+            if broken or prompts != whole["cells"][group][:25]:
+                failures.append(Failure("prefix", f"is not the first 25 of {longer.name}", group))
     return failures
 
 

@@ -81,11 +81,11 @@ OF_ONE_SEX = {
 
 
 def missing_attributes(
-    target: str, protected: str, cells: Mapping[tuple[int, int], Sequence[str]]
+    target: str, protected: str, groups: Mapping[tuple[int, int], Sequence[str]]
 ) -> list[str]:
     """The attributes of CELEBA_OTHERS, other than target and protected, that no prompt names.
 
-    cells: {(y, a): prompts}. Where Male is the target or the protected attribute, an attribute of
+    groups: {(y, a): prompts}. Where Male is the target or the protected attribute, an attribute of
     OF_ONE_SEX is looked for in the groups of that sex, and only if there are any.
     """
     place = {target: 0, protected: 1}.get("Male")
@@ -96,8 +96,8 @@ def missing_attributes(
         sex = next((sex for sex, fitting in OF_ONE_SEX.items() if attribute in fitting), None)
         fitting = [
             prompts
-            for cell, prompts in cells.items()
-            if sex is None or place is None or cell[place] == sex
+            for group, prompts in groups.items()
+            if sex is None or place is None or group[place] == sex
         ]
         named = re.compile(rf"\b(?:{NAMED_BY[attribute]})\b")
         if fitting and not any(named.search(plain_text(p)) for prompts in fitting for p in prompts):

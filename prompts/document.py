@@ -9,25 +9,25 @@ from typing import NamedTuple
 from prompts.instruction import ATTRIBUTES, STARTS_WITH, parse_set
 from prompts.own import OWN, broken_words
 from utils.errors import UserError
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 # The paper writes "Portrait face photo of a" for both; its release "Face photo of a" for UTKFace.
 AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo of a")}
 
 
 class Failure(NamedTuple):
-    """One broken rule. cell: the group, such as "0_1", None where the whole file is at fault.
+    """One broken rule. group: the group, such as "0_1", None where the whole file is at fault.
     number: the prompt's, from 1, None where the whole group is.
     """
 
     rule: str
     message: str
-    cell: str | None = None
+    group: str | None = None
     number: int | None = None
     prompt: str | None = None
 
     def __str__(self) -> str:
-        where = "" if self.cell is None else f"group {self.cell} "
+        where = "" if self.group is None else f"group {self.group} "
         where += "" if self.number is None else f"prompt {self.number} "
         text = "" if self.prompt is None else f': "{self.prompt}"'
         return f"{where}[{self.rule}] {self.message}{text}"
@@ -65,14 +65,14 @@ def check_fields(document: dict) -> list[Failure]:
     source = document.get("source")
     if not isinstance(source, dict) or not {"model", "date", "instruction"} <= source.keys():
         failures.append(Failure("file", '"source" does not say model, date and instruction'))
-    cells = document.get("cells")
-    names = [f"{y}_{a}" for y, a in CELLS]
-    if not isinstance(cells, dict) or sorted(cells) != names:
-        failures.append(Failure("cells", f'"cells" must hold {", ".join(names)} and nothing else'))
+    groups = document.get("cells")
+    names = [f"{y}_{a}" for y, a in GROUPS]
+    if not isinstance(groups, dict) or sorted(groups) != names:
+        failures.append(Failure("groups", f'"cells" must hold {", ".join(names)} and nothing else'))
     else:
         failures += [
-            Failure("cells", "must be a list of texts", group)
-            for group, prompts in cells.items()
+            Failure("groups", "must be a list of texts", group)
+            for group, prompts in groups.items()
             if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts)
         ]
     return failures

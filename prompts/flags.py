@@ -26,7 +26,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str) -> argpar
             f"{flag} is 1 and that it is 0, 'a man|a boy' for several; any attribute")
     parser.add_argument("--subject", help="how every prompt begins, of words of your own (default: "
                         f"'{STARTS_WITH}')")
-    parser.add_argument("--number", type=int, default=50, help="prompts per cell (default: 50)")
+    parser.add_argument("--number", type=int, default=50, help="prompts per group (default: 50)")
     parser.add_argument(
         "--head-poses", action="store_true", help="a head pose in every prompt (paper: CelebA only)"
     )
@@ -35,7 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str) -> argpar
         "attribute; own with words of your own"
     )
     parser.add_argument("--model", help="the model's name at the endpoint")
-    parser.add_argument("--plain", action="store_true", help="ask no model: one prompt a cell, of "
+    parser.add_argument("--plain", action="store_true", help="ask no model: one prompt a group, of "
                         "the words for its values")
     parser.add_argument("--base-url", help="default: OPENAI_BASE_URL, else OpenAI's own")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per request")
@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str) -> argpar
     options = parser.parse_args(arguments)
     if options.number < 1:
         raise UserError(
-            f"--number {options.number} is below 1; ask for at least one prompt per cell"
+            f"--number {options.number} is below 1; ask for at least one prompt per group"
         )
     if not options.timeout > 0:
         raise UserError(f"--timeout {options.timeout:g} is not above 0; give it in seconds")

@@ -119,7 +119,7 @@ def instruction(
     dataset: str,
     target: str,
     protected: str,
-    cell: tuple[int, int],
+    group: tuple[int, int],
     number: int,
     head_poses: bool = False,
     starts_with: str = STARTS_WITH,
@@ -131,7 +131,7 @@ def instruction(
     """
     check_attributes(dataset, target, protected)
     task = "diverse text prompts for human face attributes that always include"
-    target_value, protected_value = VALUES[target][cell[0]], VALUES[protected][cell[1]]
+    target_value, protected_value = VALUES[target][group[0]], VALUES[protected][group[1]]
     others = other_descriptions(dataset, target, protected, head_poses)
     prompt_format = (
         f'The prompts should be for a "{starts_with}," ensuring the image only contains the '
@@ -146,7 +146,7 @@ def answer_format(
     dataset: str,
     target: str,
     protected: str,
-    cell: tuple[int, int],
+    group: tuple[int, int],
     head_poses: bool,
     starts_with: str = STARTS_WITH,
 ) -> str:
@@ -156,7 +156,7 @@ def answer_format(
     """
     values = [
         f"{SEEN[attribute][value]} (never as {VALUES[attribute][1 - value]})"
-        for attribute, value in ((target, cell[0]), (protected, cell[1]))
+        for attribute, value in ((target, group[0]), (protected, group[1]))
     ]
     rules = [
         f'starts with the words "{starts_with}"',

@@ -116,12 +116,12 @@ def said(attribute: str, value: int, words: Mapping[str, Phrases] | None = None)
 
 
 def instruction(
-    pair: tuple[str, str], cell: tuple[int, int], number: int, head_poses: bool, starts_with: str,
+    pair: tuple[str, str], group: tuple[int, int], number: int, head_poses: bool, starts_with: str,
     words: Mapping[str, Phrases],
 ) -> str:
     """The paper's instruction with the user's words in the place of CelebA's."""
     face = is_face(starts_with)
-    values = [said(attribute, value, words) for attribute, value in zip(pair, cell)]
+    values = [said(attribute, value, words) for attribute, value in zip(pair, group)]
     others = f"{FACE_OTHERS if face else OTHERS} {HEAD_POSES if head_poses else ''}".strip()
     only = ", ensuring the image only contains the head part" if face else ""
     task = "human face attributes" if face else "photographs"
@@ -130,12 +130,12 @@ def instruction(
 
 
 def answer_format(
-    pair: tuple[str, str], cell: tuple[int, int], head_poses: bool, starts_with: str,
+    pair: tuple[str, str], group: tuple[int, int], head_poses: bool, starts_with: str,
     words: Mapping[str, Phrases],
 ) -> str:
     """What prompts/check.py will hold the answer to, said to the model."""
     rules = [f'starts with the words "{starts_with}"']
-    for attribute, value in zip(pair, cell):
+    for attribute, value in zip(pair, group):
         if attribute in words:
             wanted, other = (" or ".join(f'"{_bare(phrase)}"' for phrase in words[attribute][v])
                              for v in (value, 1 - value))
@@ -163,7 +163,7 @@ _PLAIN = {"Smiling": ("serious", "smiling"), "Male": ("woman", "man"), "Female":
 
 
 def plain_prompt(
-    pair: tuple[str, str], cell: tuple[int, int], starts_with: str, words: Mapping[str, Phrases]
+    pair: tuple[str, str], group: tuple[int, int], starts_with: str, words: Mapping[str, Phrases]
 ) -> str:
     """One prompt of the start and the two values alone: "Photo of a man wearing glasses."
 
@@ -171,7 +171,7 @@ def plain_prompt(
     ("wearing ...", "on land") comes last; else the target is first.
     """
     parts = []
-    for name, value in zip(pair, cell):
+    for name, value in zip(pair, group):
         if name in words:
             given = words[name][value][0]
             phrase = _ARTICLE.sub("", given)

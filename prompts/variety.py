@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from prompts.attributes import HEAD_POSE, negations, plain_text
 from prompts.coverage import HEADWEAR, missing_attributes
 from prompts.instruction import parse_set
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 SMALLEST = 10  # prompts per group; with fewer, shares say nothing
 COVERING = 25  # prompts per group; from here on every attribute of the list is expected
@@ -100,12 +100,12 @@ def cycle(poses: Sequence[str], longest: int) -> tuple[float, int]:
 def measures(document: Mapping) -> dict[str, float]:
     """{name: value} of one prompt file: shares in [0, 1], and counts of prompts or attributes."""
     number, head_poses = parse_set(document["set"])
-    cells = {(y, a): document["cells"][f"{y}_{a}"] for y, a in CELLS}
-    prompts = [prompt for group in cells.values() for prompt in group]
-    pairs = [overlap(cells[0, a], cells[1, a]) for a in (0, 1)]
+    groups = {(y, a): document["cells"][f"{y}_{a}"] for y, a in GROUPS}
+    prompts = [prompt for group in groups.values() for prompt in group]
+    pairs = [overlap(groups[0, a], groups[1, a]) for a in (0, 1)]
     start = document["starts_with"]
     known = {document["target"], document["protected"]} - set(document.get("words", {}))
-    shared = [shared_openings(group, start) / max(1, len(group)) for group in cells.values()]
+    shared = [shared_openings(group, start) / max(1, len(group)) for group in groups.values()]
     found = {
         "openings": max(shared),
         "overlap": max(paired for paired, _ in pairs),
@@ -114,7 +114,8 @@ def measures(document: Mapping) -> dict[str, float]:
         "words": len(set().union(*map(content_words, prompts))),
     }
     if document["dataset"] == "celeba":
-        found["missing"] = len(missing_attributes(document["target"], document["protected"], cells))
+        found["missing"] = len(
+            missing_attributes(document["target"], document["protected"], groups))
     if head_poses:
         poses = [pose(prompt) for prompt in prompts]
         found["profiles"] = sum(bool(PROFILE.search(plain_text(p))) for p in prompts)
@@ -131,9 +132,9 @@ def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
     number, head_poses = parse_set(document["set"])
     if document["set"] == "plain" or number < SMALLEST:
         return []
-    cells = {(y, a): document["cells"][f"{y}_{a}"] for y, a in CELLS}
+    groups = {(y, a): document["cells"][f"{y}_{a}"] for y, a in GROUPS}
     broken = []
-    for (y, a), prompts in cells.items():
+    for (y, a), prompts in groups.items():
         shared = shared_openings(prompts, document["starts_with"])
         if shared > LIMITS["openings"] * len(prompts):
             broken.append((
@@ -143,7 +144,7 @@ def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
                 f"{y}_{a}",
             ))  # fmt: skip
     for a in (0, 1):
-        for name, value in zip(("overlap", "best_overlap"), overlap(cells[0, a], cells[1, a])):
+        for name, value in zip(("overlap", "best_overlap"), overlap(groups[0, a], groups[1, a])):
             if value > LIMITS[name]:
                 which = "the same number" if name == "overlap" else "the nearest prompt"
                 broken.append((
@@ -153,11 +154,11 @@ def broken_limits(document: Mapping) -> list[tuple[str, str, str | None]]:
                     f"0_{a}",
                 ))  # fmt: skip
     if document["dataset"] == "celeba" and number >= COVERING:
-        missing = missing_attributes(document["target"], document["protected"], cells)
+        missing = missing_attributes(document["target"], document["protected"], groups)
         if missing:
             broken.append(("coverage", f"no prompt names: {', '.join(missing)}", None))
     if head_poses:
-        share, period = cycle([pose(p) for group in cells.values() for p in group], number)
+        share, period = cycle([pose(p) for group in groups.values() for p in group], number)
         if share > LIMITS["cycle"]:
             broken.append((
                 "cycle", f"{share:.0%} of the head poses recur after {period} prompts; vary their "

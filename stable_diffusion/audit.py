@@ -27,7 +27,7 @@ from PIL import Image
 
 from datasets.decoding import decode
 from stable_diffusion.judges import Judge, agreement, load_clip, load_features, load_judge
-from stable_diffusion.manifest import CELLS, read_table
+from stable_diffusion.manifest import GROUPS, read_table
 from stable_diffusion.photographs import Photographs, compare_with, load_photographs
 from utils.config import number
 from utils.errors import UserError, exit_cleanly, is_systems
@@ -97,7 +97,7 @@ def audit(
     made = [folder / row["path"] for row in rows if (folder / row["path"]).is_file()]
     broken = set(unreadable(made))
     groups = {}
-    for y, a in CELLS:
+    for y, a in GROUPS:
         listed = [folder / row["path"] for row in rows if (row["y"], row["a"]) == (str(y), str(a))]
         there = [path for path in listed if path.is_file()]
         good = [path for path in there if path not in broken]

@@ -56,8 +56,8 @@ class Captions:
         self.prompts: list[str] = []
         for target, protected in PAIRS:
             for path in sorted(folder.glob(f"{target}_{protected}_*.json")):
-                cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-                self.prompts += [prompt for group in cells.values() for prompt in group]
+                groups = json.loads(path.read_text(encoding="utf-8"))["cells"]
+                self.prompts += [prompt for group in groups.values() for prompt in group]
         self.prompts = sorted(set(self.prompts))
         # A prompt of Smiling/Young may say "man", so it is a caption only of faces that it fits.
         self.fitting = {

@@ -147,7 +147,7 @@ def plan(
         for copy in range(copies):
             own = ("edit", prompts.name, prompts.pair, file, copy, seed)
             text, steps, noise = (manifest.derive_seed(part, *own) for part in "vsn")
-            texts = prompts.cells[y, copy % 2]
+            texts = prompts.groups[y, copy % 2]
             rows.append(Edit(
                 f"images/{number:06d}_{copy}.png", file, copy % 2, texts[text % len(texts)], noise,
                 noised[0] + steps % (noised[1] - noised[0] + 1),

@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument(
         "--groups",
         nargs="+",
-        choices=[f"{y}_{a}" for y, a in manifest.CELLS],
+        choices=[f"{y}_{a}" for y, a in manifest.GROUPS],
         help="make only these groups now; the plan stays the same",
     )
     what.add_argument(

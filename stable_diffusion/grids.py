@@ -23,7 +23,7 @@ from PIL import Image
 from datasets.base import ImageTable
 from datasets.decoding import decode
 from datasets.synthetic import find_pool, load_synthetic
-from stable_diffusion.manifest import CELLS, read_table
+from stable_diffusion.manifest import GROUPS, read_table
 from utils.errors import UserError, exit_cleanly, is_systems, reason
 from utils.options import ArgumentParser, path
 from utils.reporting.figure_style import STYLE, Figure, plt, save
@@ -146,13 +146,13 @@ def draw(
     notes = {name: describe(folder, tables[name]) for name, folder in found.items()}
     name = "_".join(["generated_images", *(f"{y}_{a}" for y, a in groups or ())])
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure = grid(tables, notes, groups or list(CELLS), (target, protected))
+        figure = grid(tables, notes, groups or list(GROUPS), (target, protected))
         return save(figure, out, name), list(found)
 
 
 def group(text: str) -> tuple[int, int]:
     """(y, a) from its name, "0_1"."""
-    names = {f"{y}_{a}": (y, a) for y, a in CELLS}
+    names = {f"{y}_{a}": (y, a) for y, a in GROUPS}
     if text not in names:
         raise argparse.ArgumentTypeError(f"'{text}' is none of the groups {', '.join(names)}")
     return names[text]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from stable_diffusion.prompt_set import CELLS, PromptSet
+from stable_diffusion.prompt_set import GROUPS, PromptSet
 from utils.errors import UserError
 from utils.files import write_atomic
 
@@ -48,8 +48,8 @@ def plan(prompts: PromptSet, images_per_group: int, seed: int) -> list[Row]:
     seed only.
     """
     rows = []
-    for y, a in CELLS:
-        group, texts = f"{y}_{a}", prompts.cells[y, a]
+    for y, a in GROUPS:
+        group, texts = f"{y}_{a}", prompts.groups[y, a]
         for i in range(images_per_group):
             prompt = texts[i % len(texts)]
             image_seed = derive_seed(prompts.name, prompts.pair, group, prompt, i, seed)
@@ -63,7 +63,7 @@ def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
     They are cut from the plan, not from what is missing, so an image shares its batch with the same
     others after a restart; and group by group, so a larger plan keeps the full batches.
     """
-    groups = [[row for row in rows if (row.y, row.a) == group] for group in CELLS]
+    groups = [[row for row in rows if (row.y, row.a) == group] for group in GROUPS]
     longest = max((len(group) for group in groups), default=0)
     return [
         group[start : start + batch_size]
@@ -73,7 +73,7 @@ def cut_batches(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
     ]
 
 
-def existing(folder: Path, groups: Iterable[tuple[int, int]] = CELLS) -> set[str]:
+def existing(folder: Path, groups: Iterable[tuple[int, int]] = GROUPS) -> set[str]:
     """Paths, relative to `folder`, of the images there. Files are renamed into place, so whole."""
     found = set()
     for y, a in groups:
@@ -203,7 +203,7 @@ def draw_sets(
 
     def draw(name: str, counts: dict[tuple[int, int], int]) -> list[dict[str, str]]:
         chosen = set()
-        for y, a in CELLS:
+        for y, a in GROUPS:
             paths = [row["path"] for row in rows if (int(row["y"]), int(row["a"])) == (y, a)]
             if counts[y, a] > len(paths):
                 raise ValueError(f"{counts[y, a]} of {len(paths)} images of group {y}_{a}")
@@ -211,8 +211,8 @@ def draw_sets(
             chosen.update(paths[: counts[y, a]])
         return [{key: row[key] for key in SET_COLUMNS} for row in rows if row["path"] in chosen]
 
-    biased = {(y, a): minority if y == a else majority for y, a in CELLS}
-    return draw("balanced", dict.fromkeys(CELLS, balanced)), draw("biased", biased)
+    biased = {(y, a): minority if y == a else majority for y, a in GROUPS}
+    return draw("balanced", dict.fromkeys(GROUPS, balanced)), draw("biased", biased)
 
 
 def set_sizes(
@@ -246,7 +246,7 @@ def finish(
     there = existing(folder)
     missing = sum(row["path"] not in there for row in rows)
     if not missing:
-        sizes = set_sizes(len(rows) // len(CELLS), balanced, majority, minority)
+        sizes = set_sizes(len(rows) // len(GROUPS), balanced, majority, minority)
         for name, table in zip(("balanced", "biased"), draw_sets(rows, seed, *sizes), strict=True):
             write_atomic(folder / f"{name}.csv", _csv_text(table, SET_COLUMNS))
     return missing

@@ -19,7 +19,7 @@ from stable_diffusion.judges import Features
 from stable_diffusion.quality import by_group, per_prompt
 from utils.errors import UserError
 from utils.files import atomic_path, write_atomic
-from utils.metrics import CELLS, group_index
+from utils.metrics import GROUPS, group_index
 
 Groups = dict[tuple[int, int], np.ndarray]
 CLOSEST, COLUMNS, SIDE, CAPTION = 20, 4, 128, 14  # pairs, pairs a row; pixels
@@ -52,13 +52,13 @@ def load_photographs(
     if dataset not in images:
         raise UserError(f"--dataset {dataset} has no photographs; choose from {', '.join(images)}")
     splits = DATASETS[dataset](root, *pair, size=None)
-    real = {group: _draw(splits.train, group, limit) for group in CELLS}
+    real = {group: _draw(splits.train, group, limit) for group in GROUPS}
     if empty := [f"{y}_{a}" for (y, a), paths in real.items() if not paths]:
         raise UserError(
             f"--dataset {dataset} has no training photographs of group {', '.join(empty)} of "
             f"{' and '.join(pair)}; choose another dataset"
         )
-    unseen = {group: _draw(splits.val, group, limit) for group in CELLS}
+    unseen = {group: _draw(splits.val, group, limit) for group in GROUPS}
     return Photographs(
         f"{sum(map(len, real.values()))} training photographs of {dataset}", network, real,
         _features(network, real, "training photographs"),
@@ -69,16 +69,16 @@ def load_photographs(
 def _draw(table: ImageTable | None, group: tuple[int, int], limit: int) -> list[str]:
     if table is None:
         return []
-    rows = np.flatnonzero(group_index(table.y, table.a) == CELLS.index(group))
+    rows = np.flatnonzero(group_index(table.y, table.a) == GROUPS.index(group))
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:limit])
     return [table.paths[row] for row in rows]
 
 
 def _features(network: Features, paths: dict[tuple[int, int], list[str]], what: str) -> Groups:
     """Features per group, computed in one go."""
-    values = network.of([path for group in CELLS for path in paths[group]], what)
-    ends = np.cumsum([len(paths[group]) for group in CELLS])[:-1]
-    return dict(zip(CELLS, np.split(values, ends), strict=True))
+    values = network.of([path for group in GROUPS for path in paths[group]], what)
+    ends = np.cumsum([len(paths[group]) for group in GROUPS])[:-1]
+    return dict(zip(GROUPS, np.split(values, ends), strict=True))
 
 
 def compare_with(
@@ -94,13 +94,13 @@ def compare_with(
     if not rows:
         raise UserError(f"{folder} has no image that can be read; generate them first")
     grouped = {
-        (y, a): [row for row in rows if (row["y"], row["a"]) == (str(y), str(a))] for y, a in CELLS
+        (y, a): [row for row in rows if (row["y"], row["a"]) == (str(y), str(a))] for y, a in GROUPS
     }
     paths = {group: [str(folder / row["path"]) for row in own] for group, own in grouped.items()}
     values = _features(photographs.network, paths, "synthetic images")
     groups, places, distances = by_group(photographs.real, photographs.held_out, values)
-    real = [path for group in CELLS for path in photographs.paths[group]]
-    images = [row["path"] for group in CELLS for row in grouped[group]]
+    real = [path for group in GROUPS for path in photographs.paths[group]]
+    images = [row["path"] for group in GROUPS for row in grouped[group]]
     found = [
         {"path": path, "real": real[place], "distance": float(distance)}
         for path, place, distance in zip(images, places, distances, strict=True)

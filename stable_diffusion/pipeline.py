@@ -142,7 +142,7 @@ def weights_fingerprint(pipe: StableDiffusionPipeline) -> str:
 
 def check_lengths(prompts: PromptSet, tokenizer, path: str) -> None:
     """Raise UserError for a prompt that the text encoder would cut off."""
-    for (y, a), texts in prompts.cells.items():
+    for (y, a), texts in prompts.groups.items():
         for number, text in enumerate(texts, 1):
             tokens = len(tokenizer(text).input_ids)
             if tokens > tokenizer.model_max_length:

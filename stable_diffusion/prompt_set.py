@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A prompt file: `cells[(y, a)]` is a non-empty list of prompts."""
+    """A prompt file: `groups[(y, a)]` is a non-empty list of prompts."""
 
     name: str  # plain, contextual_50, ...
     target: str
     protected: str
-    cells: dict[tuple[int, int], list[str]]
+    groups: dict[tuple[int, int], list[str]]
 
     @property
     def pair(self) -> str:
@@ -52,7 +52,7 @@ def read_prompts(path: str | Path) -> PromptSet:
     try:
         content = json.loads(text)
         name, target, protected = (content[key] for key in ("set", "target", "protected"))
-        cells = {(y, a): content["cells"][f"{y}_{a}"] for y, a in CELLS}
+        groups = {(y, a): content["cells"][f"{y}_{a}"] for y, a in GROUPS}
     except (ValueError, RecursionError) as error:
         raise UserError(f"--prompts {path} cannot be read as JSON ({error}); {needs}") from None
     except KeyError as error:
@@ -66,11 +66,11 @@ def read_prompts(path: str | Path) -> PromptSet:
                 f"--prompts {path}: {word!r} cannot name a folder; use letters, digits, - and _ "
                 "for set, target and protected"
             )
-    for (y, a), prompts in cells.items():
+    for (y, a), prompts in groups.items():
         texts = isinstance(prompts, list) and all(isinstance(p, str) and p.strip() for p in prompts)
         if not prompts or not texts:
             raise UserError(
                 f"--prompts {path}: group {y}_{a} must be a non-empty list of prompts; check the "
                 "file with python -m prompts.check"
             )
-    return PromptSet(name, target, protected, cells)
+    return PromptSet(name, target, protected, groups)

@@ -19,7 +19,7 @@ from sklearn.preprocessing import normalize
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 KID_SUBSET, KID_SUBSETS = 1000, 100  # Binkowski et al. (2018); fewer images are one subset
 NEIGHBOURS = 5  # of density and coverage, as in Naeem et al. (2020)
@@ -184,9 +184,9 @@ def by_group(
     together as they come, so it also holds that photographs and synthetic images mix the groups
     differently. The nearest photograph is a row of the real groups laid one after the other.
     """
-    every = [group for group in CELLS if len(synthetic[group])]
-    pool = np.concatenate([real[group] for group in CELLS])
-    kept = np.concatenate([held_out[group] for group in CELLS])
+    every = [group for group in GROUPS if len(synthetic[group])]
+    pool = np.concatenate([real[group] for group in GROUPS])
+    kept = np.concatenate([held_out[group] for group in GROUPS])
     limit = float(np.quantile(nearest(pool, kept)[1], NEAR)) if len(kept) else math.nan
     images = np.concatenate([synthetic[group] for group in every])
     rows, distances = nearest(pool, images)

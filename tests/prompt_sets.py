@@ -7,7 +7,7 @@ import random
 from prompts import build
 from prompts.coverage import NAMED_BY, OF_ONE_SEX
 from prompts.instruction import STARTS_WITH
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 WORDS = [f"{a}{b}" for a in ("ba", "do", "fi", "gu", "ke", "lo") for b in
          ("bim", "dal", "fop", "gin", "kut", "lem", "mov", "nar", "pid", "ros")]  # fmt: skip
@@ -31,7 +31,7 @@ def varied(number: int = 20, head_poses: bool = False, attributes: bool = False)
     """
     document = build.new_document("celeba", "Smiling", "Male", number, head_poses, "m")
     draw = random.Random(3)
-    for y, a in CELLS:
+    for y, a in GROUPS:
         phrases = [text for name, text in PHRASES.items() if name not in OF_ONE_SEX[1 - a]]
         for i in range(number):
             one, two, three, four = draw.sample(WORDS, 4)

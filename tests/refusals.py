@@ -13,7 +13,7 @@ import pytest
 ROOT = str(Path(__file__).resolve().parents[1])
 
 # Every sentence that a test has seen, read by a person: what is wrong, where, what to do. A new or
-# changed one is added by REFUSALS=write pytest, and then is part of the change that is reviewed.
+# changed one is added by REFUSALS=write pytest -n 0, and then is part of the change that is reviewed.
 GOLDEN = Path(__file__).parent / "golden" / "refusals.txt"
 NEW: set[str] = set()
 # Of a run folder that computed nothing: it is bound anew by the next start.
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def plain(sentence: str) -> str:
     """The sentence without what differs between runs: temporary folders, digests, numbers, long
     lists."""
-    sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/[^/\s:;,)']+", "TMP", sentence)
+    sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/(popen-\w+/)?[^/\s:;,)']+", "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
                       .replace(str(Path.home()), "HOME"))
     sentence = re.sub(r"; (python -m )?\S+ --help", "; COMMAND --help", sentence)

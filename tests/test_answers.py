@@ -166,13 +166,13 @@ def test_answers_that_are_kept_are_read_again(server, tmp_path, capsys):  # noqa
     partial = out.with_name(f"{out.name}.partial")
     document = json.loads(partial.read_text())
     texts = varied(50)["cells"]
-    document["cells"] = {cell: [] for cell in texts}
+    document["cells"] = {group: [] for group in texts}
     answer = "<think>[]</think>" + json.dumps([{"prompt": text} for text in texts["1_1"][:4]])
     document["source"]["raw"].append({"cell": "1_1", "answer": answer})
     partial.write_text(json.dumps(document))
     server.script, server.messages = [], []
     assert ask(server, out, capsys)[0] == 0
-    assert sorted(cell for cell, _ in server.messages) == ["0_1", "1_0"]
+    assert sorted(group for group, _ in server.messages) == ["0_1", "1_0"]
     assert json.loads(out.read_text())["cells"] == expected(4)
 
 

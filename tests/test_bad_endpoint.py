@@ -110,9 +110,9 @@ def test_more_prompts_than_asked_for_are_left_out(server, tmp_path, capsys, monk
     out = tmp_path / "Smiling_Male_contextual_4.json"
     code, _, err = ask(server, out, capsys)
     assert code == 2
-    assert "only 0 of 4 usable prompts for cell 0_1" in err
-    cells = json.loads(out.with_name(f"{out.name}.partial").read_text())["cells"]
-    assert cells["0_0"] == many[:4]
+    assert "only 0 of 4 usable prompts for group 0_1" in err
+    groups = json.loads(out.with_name(f"{out.name}.partial").read_text())["cells"]
+    assert groups["0_0"] == many[:4]
 
 
 def test_nobody_listens(tmp_path, capsys, monkeypatch):
@@ -138,7 +138,7 @@ def test_the_key_is_in_nothing_that_any_command_leaves(
     code, *printed = ask(server, out, capsys, number=2)
     assert code == 0
     document = json.loads(out.read_text())
-    document["cells"] = {cell: ["a face"] for cell in document["cells"]}  # short for a tiny model
+    document["cells"] = {group: ["a face"] for group in document["cells"]}  # short for a tiny model
     out.write_text(json.dumps(document))
     made = ["--model", tiny_pipeline_dir, "--prompts", out, "--out", tmp_path / "images"]
     made += ["--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
@@ -186,9 +186,9 @@ def write_runs(folder: Path) -> None:
 def writers(tmp_path: Path, pipeline: Path) -> dict:
     """Commands that write: name -> (main, arguments), their inputs made beforehand."""
     prompts = tmp_path / "prompts.json"
-    cells = {f"{y}_{a}": ["a face"] for y in (0, 1) for a in (0, 1)}
+    groups = {f"{y}_{a}": ["a face"] for y in (0, 1) for a in (0, 1)}
     prompts.write_text(json.dumps(
-        {"set": "plain", "target": "Smiling", "protected": "Male", "cells": cells}))
+        {"set": "plain", "target": "Smiling", "protected": "Male", "cells": groups}))
     write_runs(tmp_path / "setting")
     table = noise(tmp_path / "noise.png")
     images = ["--model", pipeline, "--prompts", prompts, "--out", tmp_path / "out",

@@ -20,9 +20,9 @@ from stable_diffusion import audit, correlate, generate
 from utils.preemption import PREEMPTION
 from utils.reporting import __main__ as reporting
 
-CELLS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
+GROUPS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
 PROMPTS = {
-    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": CELLS,
+    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": GROUPS,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 
-CELLS = {f"{y}_{a}": ["a face", "faces"] for y in (0, 1) for a in (0, 1)}
+GROUPS = {f"{y}_{a}": ["a face", "faces"] for y in (0, 1) for a in (0, 1)}
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -53,9 +53,9 @@ def model(tiny_pipeline_dir, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_pipeline_dir, tmp_path / "model"))
 
 
-def command(model: Path, tmp_path: Path, cells: dict | None = None) -> list:
+def command(model: Path, tmp_path: Path, groups: dict | None = None) -> list:
     prompts = tmp_path / "Smiling_Male_plain.json"
-    document = {"set": "plain", "target": "Smiling", "protected": "Male", "cells": cells or CELLS}
+    document = {"set": "plain", "target": "Smiling", "protected": "Male", "cells": groups or GROUPS}
     prompts.write_text(json.dumps(document))
     fixed = ["--model", model, "--prompts", prompts, "--out", tmp_path / "out"]
     return [*fixed, "--images-per-group", 2, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
@@ -167,9 +167,9 @@ def test_a_model_that_gives_nothing_but_one_colour(model, tmp_path, capsys):
 
 
 def test_a_prompt_beyond_the_models_context(model, tmp_path, capsys):
-    cells = {**CELLS, "1_0": ["a face", "a face " + "and another " * 40]}
+    groups = {**GROUPS, "1_0": ["a face", "a face " + "and another " * 40]}
     sentence = refused(
-        capsys, generate.main, command(model, tmp_path, cells), names="Smiling_Male_plain.json",
+        capsys, generate.main, command(model, tmp_path, groups), names="Smiling_Male_plain.json",
         out=tmp_path / "out",
     )  # fmt: skip
     assert "prompt 2 of group 1_0" in sentence

@@ -21,7 +21,7 @@ FOLDER = Path(prompts_check.__file__).parent
 NAME = "Smiling_Male_contextual_25.json"
 
 
-def with_cells(change: Callable[[dict], None]) -> Callable[[str], str]:
+def with_groups(change: Callable[[dict], None]) -> Callable[[str], str]:
     def apply(text: str) -> str:
         document = json.loads(text)
         change(document["cells"])
@@ -45,21 +45,22 @@ PROMPT_FILES: dict[str, tuple] = {
     "a list": (lambda s: "[]", "file", True),
     "a number": (lambda s: "7", "file", True),
     "null": (lambda s: "null", "file", True),
-    "no cells": (with_field(cells=None), "cells", True),
-    "cells in a list": (with_field(cells=[]), "cells", True),
-    "a cell too few": (with_cells(lambda c: c.pop("1_0")), "cells", True),
-    "a cell too many": (with_cells(lambda c: c.update({"2_0": []})), "cells", False),
-    "an empty cell": (with_cells(lambda c: c.update({"1_0": []})), "cells", True),
-    "a cell that is text": (with_cells(lambda c: c.update({"1_0": "a face"})), "cells", True),
-    "a prompt that is a number": (with_cells(lambda c: c["1_0"].append(7)), "cells", True),
-    "an empty prompt": (with_cells(lambda c: c["1_0"].__setitem__(3, " ")), "start", True),
-    "a prompt too few": (with_cells(lambda c: c["1_0"].pop()), "cells", False),
-    "a prompt twice": (with_cells(lambda c: c["1_0"].__setitem__(3, c["1_0"][2])), "unique", False),
-    "an over-long prompt": (with_cells(lambda c: c["1_0"].__setitem__(3, LONG)), "tokens", False),
-    "swapped cells": (
-        with_cells(lambda c: c.update({"1_0": c["0_1"], "0_1": c["1_0"]})), "target", False),
+    "no groups": (with_field(cells=None), "groups", True),
+    "groups in a list": (with_field(cells=[]), "groups", True),
+    "a group too few": (with_groups(lambda c: c.pop("1_0")), "groups", True),
+    "a group too many": (with_groups(lambda c: c.update({"2_0": []})), "groups", False),
+    "an empty group": (with_groups(lambda c: c.update({"1_0": []})), "groups", True),
+    "a group that is text": (with_groups(lambda c: c.update({"1_0": "a face"})), "groups", True),
+    "a prompt that is a number": (with_groups(lambda c: c["1_0"].append(7)), "groups", True),
+    "an empty prompt": (with_groups(lambda c: c["1_0"].__setitem__(3, " ")), "start", True),
+    "a prompt too few": (with_groups(lambda c: c["1_0"].pop()), "groups", False),
+    "a prompt twice": (
+        with_groups(lambda c: c["1_0"].__setitem__(3, c["1_0"][2])), "unique", False),
+    "an over-long prompt": (with_groups(lambda c: c["1_0"].__setitem__(3, LONG)), "tokens", False),
+    "swapped groups": (
+        with_groups(lambda c: c.update({"1_0": c["0_1"], "0_1": c["1_0"]})), "target", False),
     "a mislabelled prompt": (
-        with_cells(lambda c: c["1_0"].__setitem__(3, c["1_1"][3])), "protected", False),
+        with_groups(lambda c: c["1_0"].__setitem__(3, c["1_1"][3])), "protected", False),
     "a set that is a path": (with_field(set="../../elsewhere"), "file", True),
     "a target that is a list": (with_field(target=["Smiling"]), "file", True),
     "a target with a blank": (with_field(target="Big Nose"), "file", True),
@@ -108,7 +109,7 @@ def test_a_mark_and_windows_line_ends_are_fine(tmp_path, capsys):
     text = json.dumps(varied(25, attributes=True), indent=1).replace("\n", "\r\n")
     (tmp_path / NAME).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert prompts_check.main([str(tmp_path / NAME)]) == 0
-    assert len(read_prompts(tmp_path / NAME).cells[1, 1]) == 25
+    assert len(read_prompts(tmp_path / NAME).groups[1, 1]) == 25
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"cells": {}}'])
@@ -168,7 +169,7 @@ def test_a_tokenizer_that_is_none(files, cause, tmp_path):
     (lambda d: d.update(set="contextual_5"), r"other settings \(set\)"),
     (lambda d: d["cells"].update({"0_0": [7]}), "is damaged"),
     (lambda d: d["source"].update(raw=["x"]), "is damaged"),
-    (lambda d: d.update(cells={}), "is damaged"),
+    (lambda d: d.update(groups={}), "is damaged"),
 ])  # fmt: skip
 def test_a_partial_file_that_cannot_be_taken_over(change, cause, tmp_path):
     document = build.new_document("celeba", "Smiling", "Male", 4, False, "m")

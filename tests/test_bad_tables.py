@@ -111,9 +111,9 @@ LISTS: dict[str, tuple] = {  # what is done, what the sentence names, part of it
         edited(ATTRIBUTES, lambda s: "\n".join(
             row if n < 2 else " ".join([row.split()[0], "1", *row.split()[2:]])
             for n, row in enumerate(s.strip().split("\n")))),
-        "--size", "cell 0_0 needs 3 and has 0"),
-    "an empty cell": (
-        edited(ATTRIBUTES, replaced("jpg 1 1", "jpg -1 1")), "--size", "cell 1_1 needs 3"),
+        "--size", "group 0_0 needs 3 and has 0"),
+    "an empty group": (
+        edited(ATTRIBUTES, replaced("jpg 1 1", "jpg -1 1")), "--size", "group 1_1 needs 3"),
 }  # fmt: skip
 
 
@@ -164,8 +164,8 @@ def test_names_without_labels_are_skipped_and_named(tmp_path, capsys):
 
 UTKFACE = {
     "only names without labels": (NO_LABELS, [], "age_gender_race_date.jpg"),
-    "men only": ([n for n in WHOLE if n.split("_")[1] == "0"], [], "cell 1_1 needs"),
-    "too few": (WHOLE[:8], [], "cell 0_0 needs"),
+    "men only": ([n for n in WHOLE if n.split("_")[1] == "0"], [], "group 1_1 needs"),
+    "too few": (WHOLE[:8], [], "group 0_0 needs"),
     "CelebA's attributes": (WHOLE, ["--target", "Smiling", "--protected", "Male"], "target"),
     "too few to hold any out": (WHOLE, ["--size", "8"], "val"),
     "a test set that is too large": (WHOLE, ["--test-size", "80"], "--test-size"),

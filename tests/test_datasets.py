@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import DATASETS, celeba, check, demo, synthetic, utkface
-from datasets.base import CELLS, ImageTable, bad_images, concat, save_list
+from datasets.base import GROUPS, ImageTable, bad_images, concat, save_list
 from datasets.subsets import (
     NotEnoughImages,
     biased_counts,
     biased_subset,
-    draw_cells,
+    draw_groups,
     list_hash,
 )
 from utils.errors import UserError
@@ -37,7 +37,7 @@ def write_image(path: Path, number: int = 0) -> None:
 
 @pytest.fixture(scope="session")
 def celeba_source(tmp_path_factory) -> Path:
-    """40 photographs: 24 train, 4 validation, 12 test; Smiling and Male cycle through the cells."""
+    """40 photographs: 24 train, 4 validation, 12 test; Smiling and Male cycle through groups."""
     root = tmp_path_factory.mktemp("celeba")
     names = [f"{i + 1:06d}.jpg" for i in range(40)]
     rows, parts = [], []
@@ -89,7 +89,7 @@ def test_biased_counts_sum_to_size(size, permille):
 
 def test_biased_counts_by_hand():
     def numbers(*arguments):
-        return tuple(biased_counts(*arguments)[cell] for cell in CELLS)
+        return tuple(biased_counts(*arguments)[group] for group in GROUPS)
 
     assert numbers(20000, 0.1) == (1000, 9000, 9000, 1000)
     assert numbers(200, 0.29) == (29, 71, 71, 29)  # 200 * 0.29 / 2 is 28.999... in floats
@@ -103,24 +103,24 @@ def test_biased_counts_by_hand():
 
 @st.composite
 def attribute_tables(draw):
-    cells = draw(st.lists(st.integers(0, 3), min_size=1, max_size=120))
+    groups = draw(st.lists(st.integers(0, 3), min_size=1, max_size=120))
     zero = draw(st.sampled_from([0, -1]))
-    values = np.array([0, 1])[[[c // 2, c % 2] for c in cells]]
+    values = np.array([0, 1])[[[c // 2, c % 2] for c in groups]]
     values = np.where(values == 1, 1, zero)
-    index = [f"{i:03d}.jpg" for i in np.random.default_rng(len(cells)).permutation(len(cells))]
+    index = [f"{i:03d}.jpg" for i in np.random.default_rng(len(groups)).permutation(len(groups))]
     table = pd.DataFrame(values, columns=["T", "P"], index=index)
-    return table.assign(other="ignored"), cells
+    return table.assign(other="ignored"), groups
 
 
 @settings(deadline=None, max_examples=150)
 @given(attribute_tables(), st.integers(1, 40), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.data())
 def test_biased_subset_properties(drawn, size, minority, data):
-    table, cells = drawn
+    table, groups = drawn
     rule = data.draw(st.sampled_from(["first", "random"]))
     seed = data.draw(st.integers(0, 5))
     counts = biased_counts(size, minority)
-    have = {(c // 2, c % 2): cells.count(c) for c in range(4)}
-    if any(counts[cell] > have[cell] for cell in CELLS):
+    have = {(c // 2, c % 2): groups.count(c) for c in range(4)}
+    if any(counts[group] > have[group] for group in GROUPS):
         with pytest.raises(NotEnoughImages) as caught:
             biased_subset(table, "T", "P", size, minority, rule, seed)
         assert caught.value.needed == counts and caught.value.available == have
@@ -130,13 +130,13 @@ def test_biased_subset_properties(drawn, size, minority, data):
     assert names == biased_subset(table, "T", "P", size, minority, rule, seed)
     positions = [table.index.get_loc(name) for name in names]
     assert positions == sorted(set(positions)) and len(names) == size
-    chosen = [cells[position] for position in positions]
+    chosen = [groups[position] for position in positions]
     assert {(c // 2, c % 2): chosen.count(c) for c in range(4)} == counts
     if rule == "first":  # the slow walk of the released code
         room, walked = dict(counts), []
-        for name, cell in zip(table.index, cells, strict=True):
-            if room[cell // 2, cell % 2]:
-                room[cell // 2, cell % 2] -= 1
+        for name, group in zip(table.index, groups, strict=True):
+            if room[group // 2, group % 2]:
+                room[group // 2, group % 2] -= 1
                 walked.append(name)
         assert names == walked
 
@@ -179,20 +179,20 @@ def test_tables_and_draws():
     y, a = np.array([0, 0, 1, 1] * 5), np.array([0, 1, 0, 1] * 5)
     table = ImageTable("t", [f"/x/{i}.png" for i in range(20)], y, a)
     assert table.y.dtype == table.a.dtype == np.int64
-    assert table.counts() == dict.fromkeys(CELLS, 5)
+    assert table.counts() == dict.fromkeys(GROUPS, 5)
     counts = {(0, 0): 2, (1, 1): 4}
-    drawn = draw_cells(table, counts, seed=3)
+    drawn = draw_groups(table, counts, seed=3)
     assert drawn.counts() == {(0, 0): 2, (0, 1): 0, (1, 0): 0, (1, 1): 4}
     rows = [table.paths.index(path) for path in drawn.paths]
-    assert rows == sorted(rows) and same(drawn, draw_cells(table, counts, seed=3))
-    assert len({tuple(draw_cells(table, counts, seed).paths) for seed in range(6)}) > 1
-    with pytest.raises(NotEnoughImages, match="cell 1_0 needs 6 and has 5"):
-        draw_cells(table, {(1, 0): 6}, 0)
+    assert rows == sorted(rows) and same(drawn, draw_groups(table, counts, seed=3))
+    assert len({tuple(draw_groups(table, counts, seed).paths) for seed in range(6)}) > 1
+    with pytest.raises(NotEnoughImages, match="group 1_0 needs 6 and has 5"):
+        draw_groups(table, {(1, 0): 6}, 0)
     both = concat([drawn, table.take([3, 1])], "both")
     assert both.name == "both" and both.paths[-2:] == ["/x/3.png", "/x/1.png"]
     assert both.y.tolist()[-2:] == [1, 0] and both.a.tolist()[-2:] == [1, 1]
     unknown = ImageTable("u", ["/p"], [1], [-1])
-    assert unknown.counts() == {**dict.fromkeys(CELLS, 0), (1, -1): 1}
+    assert unknown.counts() == {**dict.fromkeys(GROUPS, 0), (1, -1): 1}
     assert len(concat([], "none")) == 0
     with pytest.raises(ValueError, match="2 samples, 1 y"):
         ImageTable("t", ["/a", "/b"], [1], [1])
@@ -219,14 +219,14 @@ def test_celeba_splits_and_labels(celeba_root):
     assert [Path(path).name for path in splits.train.paths] == [
         f"{i:06d}.jpg" for i in range(1, 13)
     ]
-    assert splits.train.counts() == dict.fromkeys(CELLS, 3)
+    assert splits.train.counts() == dict.fromkeys(GROUPS, 3)
     assert splits.train.y.tolist()[:4] == [0, 0, 1, 1]  # Smiling
     assert splits.train.a.tolist()[:4] == [0, 1, 0, 1]  # Male
     assert len(splits.val) == 4 and Path(splits.val.paths[0]).name == "000025.jpg"
     assert len(splits.test) == 12 and Path(splits.test.paths[0]).name == "000029.jpg"
     assert load_small(celeba_root, val="none").val is None
     balanced = load_small(celeba_root, test_size=8).test
-    assert balanced.counts() == dict.fromkeys(CELLS, 2)
+    assert balanced.counts() == dict.fromkeys(GROUPS, 2)
     assert set(balanced.paths) <= set(splits.test.paths)
     assert len(celeba.partitions(celeba_root, "Young", "Male").train) == 24
     whole = load_small(celeba_root, size=None)  # --size all
@@ -234,13 +234,13 @@ def test_celeba_splits_and_labels(celeba_root):
     assert same(whole.val, splits.val) and same(whole.test, splits.test)
 
 
-def test_celeba_blond_hair_cells_are_fairifs_as_corrected(tmp_path):
-    """The attribute file with the paper's counts of all images: which cell is which, and none lost.
+def test_celeba_blond_hair_groups_are_fairifs_as_corrected(tmp_path):
+    """The attribute file with the paper's counts of all images: which is which, and none lost.
 
-    FairIF's Table 9 has the two middle cells swapped: blond women are many, blond men few.
+    FairIF's Table 9 has the two middle groups swapped: blond women are many, blond men few.
     """
-    cells = {(-1, -1): 89931, (-1, 1): 82685, (1, -1): 28234, (1, 1): 1749}
-    signs = np.repeat(np.array(list(cells)), list(cells.values()), axis=0)
+    groups = {(-1, -1): 89931, (-1, 1): 82685, (1, -1): 28234, (1, 1): 1749}
+    signs = np.repeat(np.array(list(groups)), list(groups.values()), axis=0)
     np.random.default_rng(0).shuffle(signs)
     names = [f"{i + 1:06d}.jpg" for i in range(len(signs))]
     lines = [f"{name} {blond} {male}" for name, (blond, male) in zip(names, signs, strict=True)]
@@ -252,7 +252,7 @@ def test_celeba_blond_hair_cells_are_fairifs_as_corrected(tmp_path):
     parts = celeba.partitions(tmp_path, "Blond_Hair", "Male")
     parts = (parts.train, parts.val, parts.test)
     assert [len(part) for part in parts] == list(check.CELEBA_SPLITS.values())
-    assert [sum(part.counts()[cell] for part in parts) for cell in CELLS] == [
+    assert [sum(part.counts()[group] for part in parts) for group in GROUPS] == [
         89931, 82685, 28234, 1749]
 
 
@@ -388,9 +388,9 @@ def test_celeba_bad_arguments(celeba_root):
         ({"rule": "last"}, "not 'last'"),
         ({"size": 0}, "at least 1"),
         ({"minority": 2}, "between 0 and 1"),
-        ({"size": 24, "minority": 0.1}, "cell 0_1 needs 11 and has 6"),
+        ({"size": 24, "minority": 0.1}, "group 0_1 needs 11 and has 6"),
         ({"test_size": 6}, "multiple of 4"),
-        ({"test_size": 16}, "cell 0_0 needs 4 and has 3"),
+        ({"test_size": 16}, "group 0_0 needs 4 and has 3"),
     ):
         with pytest.raises(UserError, match=sentence):
             load_small(celeba_root, **changes)
@@ -422,8 +422,8 @@ def test_celeba_bad_images_are_named_together(celeba_root):
 # ---- UTKFace ----
 
 
-def write_utkface(root: Path, per_cell: int) -> None:
-    for i in range(per_cell * 4):
+def write_utkface(root: Path, per_group: int) -> None:
+    for i in range(per_group * 4):
         gender, race = i % 2, (0, 1 + i % 4)[i // 2 % 2]
         write_image(root / f"{1 + i % 90}_{gender}_{race}_201701{i:011d}.jpg.chip.jpg", i)
 
@@ -448,9 +448,9 @@ def test_utkface_splits(tmp_path, capsys):
     warning = capsys.readouterr().err
     assert "6 of 166 images" in warning and all(name in warning for name in BAD_NAMES)
     assert "readme" not in warning
-    assert splits.test.counts() == dict.fromkeys(CELLS, 10)
-    assert splits.val.counts() == dict.fromkeys(CELLS, 1)
-    assert splits.train.counts() == dict.fromkeys(CELLS, 9)
+    assert splits.test.counts() == dict.fromkeys(GROUPS, 10)
+    assert splits.val.counts() == dict.fromkeys(GROUPS, 1)
+    assert splits.train.counts() == dict.fromkeys(GROUPS, 9)
     used = [p for part in (splits.train, splits.val, splits.test) for p in part.paths]
     assert len(set(used)) == len(used) == 80
     for path, y, a in zip(splits.train.paths, splits.train.y, splits.train.a, strict=True):
@@ -463,14 +463,14 @@ def test_utkface_splits(tmp_path, capsys):
     assert whole.val is None and same(whole.test, splits.test)
     assert sorted(whole.train.paths) == sorted(splits.train.paths + splits.val.paths)
     swapped = utkface.load(tmp_path, "White", "Female", **arguments)
-    assert swapped.train.counts() == dict.fromkeys(CELLS, 9)
+    assert swapped.train.counts() == dict.fromkeys(GROUPS, 9)
 
 
 def test_utkface_paper_counts(monkeypatch, tmp_path):
-    """The paper's sizes, on labels alone: 9,000 + 1,000 in 5/45/45/5 and 800 of every cell."""
-    cell = np.repeat(np.arange(4), 5400)
-    columns = {"Female": cell // 2, "White": cell % 2}
-    index = [f"{i}.jpg" for i in range(len(cell))]
+    """The paper's sizes, on labels alone: 9,000 + 1,000 in 5/45/45/5 and 800 of every group."""
+    group = np.repeat(np.arange(4), 5400)
+    columns = {"Female": group // 2, "White": group % 2}
+    index = [f"{i}.jpg" for i in range(len(group))]
     table = pd.DataFrame(columns, index=index)
     monkeypatch.setattr(utkface, "read_table", lambda root: (table, tmp_path, []))
     monkeypatch.setattr(utkface, "check_images", lambda tables, root: None)
@@ -483,7 +483,7 @@ def test_utkface_paper_counts(monkeypatch, tmp_path):
     assert list(whole.train.counts().values()) == [4140] * 4  # 4,600 of each are left
     assert list(whole.val.counts().values()) == [460] * 4
     assert not set(whole.train.paths) & set(whole.val.paths + whole.test.paths)
-    with pytest.raises(NotEnoughImages, match="cell 0_0 needs 6000 and has 5400"):
+    with pytest.raises(NotEnoughImages, match="group 0_0 needs 6000 and has 5400"):
         utkface.load(tmp_path, "Female", "White", size=None, val="none", test_size=24000)
 
 
@@ -495,7 +495,7 @@ def test_utkface_bad_input(tmp_path):
     write_utkface(tmp_path, 10)
     with pytest.raises(UserError, match="are Female and White, not Young and White"):
         utkface.load(tmp_path, "Young", "White")
-    with pytest.raises(NotEnoughImages, match="cell 0_1 needs 5300 and has 10"):
+    with pytest.raises(NotEnoughImages, match="group 0_1 needs 5300 and has 10"):
         utkface.load(tmp_path, "Female", "White")
     with pytest.raises(UserError, match="too few to hold a tenth out"):
         utkface.load(tmp_path, "Female", "White", size=20, test_size=4)
@@ -508,9 +508,9 @@ def test_utkface_bad_input(tmp_path):
 # ---- synthetic images ----
 
 
-def write_pool(folder: Path, per_cell: int = 3) -> None:
-    for t, p in CELLS:
-        for i in range(per_cell):
+def write_pool(folder: Path, per_group: int = 3) -> None:
+    for t, p in GROUPS:
+        for i in range(per_group):
             write_image(folder / f"{t}_{p}" / f"{8 + i}.png", 100 * t + 10 * p + i)
 
 
@@ -521,7 +521,7 @@ def test_synthetic_layouts(tmp_path, layout):
     write_pool(tmp_path / layout)
     table = synthetic.load_synthetic(tmp_path, "Smiling", "Male", "contextual_50")
     expected = [
-        str(tmp_path / layout / f"{t}_{p}" / f"{n}.png") for t, p in CELLS for n in (8, 9, 10)
+        str(tmp_path / layout / f"{t}_{p}" / f"{n}.png") for t, p in GROUPS for n in (8, 9, 10)
     ]
     assert table.paths == expected  # by number: 9 before 10
     assert table.y.tolist() == [0] * 6 + [1] * 6
@@ -533,7 +533,7 @@ def test_synthetic_transposed(tmp_path, manifest):
     folder = tmp_path / "plain" / "Young_Male"
     write_pool(folder, 1)
     if manifest:
-        rows = [f"{t}_{p}/8.png,{t},{p}" for t, p in CELLS]
+        rows = [f"{t}_{p}/8.png,{t},{p}" for t, p in GROUPS]
         (folder / "manifest.csv").write_text("path,y,a\n" + "\n".join(rows) + "\n")
     table = synthetic.load_synthetic(tmp_path, "Male", "Young", "plain")
     names = [str(Path(path).parent.name) for path in table.paths]
@@ -546,12 +546,12 @@ def test_synthetic_transposed(tmp_path, manifest):
 def test_synthetic_labels_come_from_the_manifest(tmp_path):
     folder = tmp_path / "plain" / "Smiling_Male"
     write_pool(folder)
-    rows = [f"{t}_{p}/{n}.png,{1 - t},{p},words" for t, p in CELLS for n in (8, 9)]
+    rows = [f"{t}_{p}/{n}.png,{1 - t},{p},words" for t, p in GROUPS for n in (8, 9)]
     manifest = folder / "manifest.csv"
     header = "path,y,a,prompt\n"
     manifest.write_text(header + "\n".join(rows) + "\n")
     table = synthetic.load_synthetic(tmp_path, "Smiling", "Male", "plain")
-    assert len(table) == 8 and table.counts() == dict.fromkeys(CELLS, 2)
+    assert len(table) == 8 and table.counts() == dict.fromkeys(GROUPS, 2)
     assert all(Path(p).parent.name[0] == str(1 - y) for p, y in zip(table.paths, table.y))
     for text, sentence in (
         (header.replace(",a", "") + "0_0/8.png,0,x\n", "lacks the column a"),
@@ -660,7 +660,7 @@ def test_check_names_differences(celeba_root, capsys):
     assert check.main(arguments) == 1
     out = capsys.readouterr().out
     assert "train images: 24, expected 162770" in out
-    assert "test cells of Smiling/Male: (3, 3, 3, 3), expected (5354, 4621, 6893, 3094)" in out
+    assert "test groups of Smiling/Male: (3, 3, 3, 3), expected (5354, 4621, 6893, 3094)" in out
     assert "1 images missing: 000040.jpg" in out
     with pytest.raises(SystemExit) as stopped:
         check.main([*arguments, "--target", "Smiling"])
@@ -669,11 +669,11 @@ def test_check_names_differences(celeba_root, capsys):
 
 
 def test_check_accepts_the_official_counts(tmp_path, capsys):
-    """A list with CelebA's names, splits and test cells and invented labels: only hashes differ."""
-    cells = np.concatenate([np.arange(182637) % 4, np.repeat(range(4), (5354, 4621, 6893, 3094))])
-    names = [f"{i + 1:06d}.jpg" for i in range(len(cells))]
+    """A list with CelebA's names, splits, test groups and invented labels: only hashes differ."""
+    groups = np.concatenate([np.arange(182637) % 4, np.repeat(range(4), (5354, 4621, 6893, 3094))])
+    names = [f"{i + 1:06d}.jpg" for i in range(len(groups))]
     words = ["-1 -1  1", " 1 -1  1", "-1  1 -1", " 1  1 -1"]  # Male Smiling Young
-    rows = [f"{name} {words[cell]}\n" for name, cell in zip(names, cells, strict=True)]
+    rows = [f"{name} {words[group]}\n" for name, group in zip(names, groups, strict=True)]
     (tmp_path / ATTR).write_text("202599\nMale Smiling Young \n" + "".join(rows))
     parts = np.searchsorted([162770, 182637], np.arange(202599), side="right")
     (tmp_path / PART).write_text("".join(f"{n} {p}\n" for n, p in zip(names, parts, strict=True)))

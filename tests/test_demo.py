@@ -30,7 +30,7 @@ def test_archive_is_celeba_with_the_labels_that_were_made(faces):
     assert sorted(set(table.columns) - {"partition"}) == ["Male", "Smiling", "Young"]
     splits = partitions(faces, "Smiling", "Male")
     assert len(splits.train) + len(splits.val) + len(splits.test) == len(table)
-    assert min(splits.test.counts().values()) >= 50  # a cell's accuracy to a few points
+    assert min(splits.test.counts().values()) >= 50  # a group's accuracy to a few points
     assert bad_images(splits.train.paths + splits.val.paths + splits.test.paths) == {}
     with Image.open(splits.train.paths[0]) as image:
         assert image.size == (64, 64)

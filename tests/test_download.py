@@ -115,7 +115,7 @@ def celeba_web(web, monkeypatch):
     monkeypatch.setattr(check, "CELEBA_RANGES", {
         "train": ("000001.jpg", "000012.jpg"), "val": ("000013.jpg", "000016.jpg"),
         "test": ("000017.jpg", "000024.jpg")})
-    monkeypatch.setattr(check, "CELEBA_TEST_CELLS", {("Smiling", "Male"): (2, 2, 2, 2)})
+    monkeypatch.setattr(check, "CELEBA_TEST_GROUPS", {("Smiling", "Male"): (2, 2, 2, 2)})
     monkeypatch.setattr(check, "CELEBA_LISTS", {})
     return web
 
@@ -255,7 +255,7 @@ def test_utkface(source, web, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("source", ["hub", "hub-2", "drive"])
 def test_fairface(source, web, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(check, "FAIRFACE_CELLS", (2, 2, 2, 2))
+    monkeypatch.setattr(check, "FAIRFACE_GROUPS", (2, 2, 2, 2))
     drive, csvs = {}, {}
     for part, long, count in (("train", "train", 7), ("val", "validation", 3)):
         numbers, words, lines = [], [], ["file,age,gender,race,service_test"]

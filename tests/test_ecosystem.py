@@ -32,10 +32,10 @@ def photos(root: Path) -> None:
     pd.DataFrame(rows, columns=["file_name", "glasses", "gender"]).to_csv(
         root / "photos" / "metadata.csv", index=False)
     for y, a in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        cell = root / "data/synthetic/contextual_50/glasses_gender" / f"{y}_{a}"
-        cell.mkdir(parents=True)
+        group = root / "data/synthetic/contextual_50/glasses_gender" / f"{y}_{a}"
+        group.mkdir(parents=True)
         for number in range(48):
-            tiny.face(rng, y, a).save(cell / f"{number}.png")
+            tiny.face(rng, y, a).save(group / f"{number}.png")
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):

@@ -18,9 +18,9 @@ from stable_diffusion import edit
 from stable_diffusion.prompt_set import PromptSet
 
 STEPS = 6
-CELLS = {"0_0": ["her face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["his smile", "m"]}
+GROUPS = {"0_0": ["her face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["his smile", "m"]}
 PROMPTS = {
-    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": CELLS,
+    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": GROUPS,
 }  # fmt: skip
 FILES = [("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 1)]
 
@@ -87,7 +87,7 @@ def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch,
     assert [row["source"] for row in rows] == ["a.jpg"] * 2 + ["b.jpg"] * 2 + ["c.jpg"] * 2
     smiles = dict(FILES)
     for row in rows:  # the target stays, and the manifest says the side
-        assert row["prompt"] in CELLS[f"{smiles[row['source']]}_{row['protected']}"]
+        assert row["prompt"] in GROUPS[f"{smiles[row['source']]}_{row['protected']}"]
         with Image.open(out / row["path"]) as image:
             assert image.size == (16, 16)
     made = files_of(out)
@@ -142,13 +142,13 @@ def test_an_edit_keeps_more_of_its_image_the_less_it_is_noised(tiny_pipeline_dir
 
 def test_degrees_are_uniform_and_independent_of_other_images():
     prompts = PromptSet("plain", "Smiling", "Male", {
-        tuple(map(int, cell.split("_"))): texts for cell, texts in CELLS.items()})
+        tuple(map(int, group.split("_"))): texts for group, texts in GROUPS.items()})
     many = [(f"{i}.jpg", i % 2) for i in range(2000)]
     rows = edit.plan(many, prompts, 2, 42, (3, 6))
     counts = Counter(row.noised for row in rows)
     assert counts.keys() == {3, 4, 5, 6}
     assert all(900 < count < 1100 for count in counts.values())  # 1000 each; 3.6 sigma
-    men = [row.prompt in (*CELLS["0_1"], *CELLS["1_1"]) for row in rows]
+    men = [row.prompt in (*GROUPS["0_1"], *GROUPS["1_1"]) for row in rows]
     assert men == [False, True] * 2000 == [row.protected == 1 for row in rows]
     assert len({row.seed for row in rows}) == len(rows)
     alone = edit.plan(many[1999:], prompts, 2, 42, (3, 6))

@@ -24,8 +24,8 @@ ODD, EVEN = (25448, 5060, 5074), (24552, 4940, 4926)  # of MNIST's three parts
 
 @pytest.mark.parametrize("bias", list(PAPER))
 def test_the_rule_gives_the_papers_counts_of_all_70000_digits(bias):
-    parts = [ci_mnist.cell_counts(*pair, bias) for pair in zip(ODD, EVEN, strict=True)]
-    assert [sum(part[cell] for part in parts) for cell in parts[0]] == PAPER[bias]
+    parts = [ci_mnist.group_counts(*pair, bias) for pair in zip(ODD, EVEN, strict=True)]
+    assert [sum(part[group] for part in parts) for group in parts[0]] == PAPER[bias]
 
 
 @pytest.mark.parametrize("bias", list(PAPER))
@@ -36,7 +36,7 @@ def test_the_loader_keeps_to_the_rule_on_real_digits(bias):
     )
     for part, labels in ((splits.train, digits[:200]), (splits.val, digits[200:])):
         even = int((labels % 2 == 0).sum())
-        assert part.counts() == ci_mnist.cell_counts(len(labels) - even, even, bias)
+        assert part.counts() == ci_mnist.group_counts(len(labels) - even, even, bias)
     if bias != "class":  # every digit is kept, in order
         assert np.array_equal(splits.train.y, (digits[:200] % 2 == 0).astype(int))
         assert len(splits.test) == 40
@@ -88,26 +88,26 @@ def test_missing_and_damaged_digits_stop(tmp_path):
 # --- FairFace ------------------------------------------------------------------------------------
 
 
-def write_csv(root: Path, part: str, cells: dict) -> None:
+def write_csv(root: Path, part: str, groups: dict) -> None:
     """A label file with so many rows of each (gender, race), the images not written."""
-    pairs = [pair for pair, count in cells.items() for _ in range(count)]
+    pairs = [pair for pair, count in groups.items() for _ in range(count)]
     frame = pd.DataFrame(pairs, columns=["gender", "race"])
     frame.insert(0, "file", [f"{part}/{number}.jpg" for number in range(1, len(pairs) + 1)])
     frame["age"] = "20-29"
     frame.to_csv(root / fairface.CSV[part], index=False)
 
 
-def test_the_cells_are_the_papers_as_corrected(tmp_path):
+def test_the_groups_are_the_papers_as_corrected(tmp_path):
     counts = {("Female", "Black"): 6894, ("Female", "White"): 8789, ("Male", "Black"): 6895,
               ("Male", "White"): 9823, ("Male", "East Asian"): 50}
     write_csv(tmp_path, "train", counts)
     table = fairface.read_table(tmp_path, "train")
-    cells = table.groupby(["Male", "White"]).size()
-    assert cells.tolist() == [6894, 8789, 6895, 9823]  # (y, a) in order
-    assert len(table) == sum(cells)  # other races are left out
+    groups = table.groupby(["Male", "White"]).size()
+    assert groups.tolist() == [6894, 8789, 6895, 9823]  # (y, a) in order
+    assert len(table) == sum(groups)  # other races are left out
 
 
-def test_check_knows_the_papers_cells(tmp_path, capsys):
+def test_check_knows_the_papers_groups(tmp_path, capsys):
     """FairFace's own two parts hold together what the paper counts; a lost row is named."""
     val = {("Female", "Black"): 757, ("Female", "White"): 963, ("Male", "Black"): 799,
            ("Male", "White"): 1122}
@@ -115,7 +115,7 @@ def test_check_knows_the_papers_cells(tmp_path, capsys):
     command = ["--dataset", "fairface", "--root", str(tmp_path), "--no-images"]
     for lost, code in ((0, 0), (1, 1)):
         write_csv(tmp_path, "val", val)
-        write_csv(tmp_path, "train", {cell: paper[cell] - val[cell] - lost for cell in val})
+        write_csv(tmp_path, "train", {group: paper[group] - val[group] - lost for group in val})
         assert check.main(command) == code
     out = capsys.readouterr().out
     assert "no differences" in out

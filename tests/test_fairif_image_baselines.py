@@ -272,9 +272,9 @@ def test_offspring_are_pairs_of_near_images_of_minority_groups():
     whole = table.take(np.concatenate([np.arange(300), parents])).counts()
     assert set(whole.values()) == {max(table.counts().values())}
     for parent, partner in found.T:
-        cell = np.flatnonzero((table.y == table.y[parent]) & (table.a == table.a[parent]))
-        distance = (x[cell] - x[parent]).norm(dim=1).numpy()
-        assert partner in cell[np.argsort(distance)[1 : 1 + 5]]  # the nearest is the parent
+        group = np.flatnonzero((table.y == table.y[parent]) & (table.a == table.a[parent]))
+        distance = (x[group] - x[parent]).norm(dim=1).numpy()
+        assert partner in group[np.argsort(distance)[1 : 1 + 5]]  # the nearest is the parent
     assert np.array_equal(found, pairs(x, table.y, table.a, 5))
     assert not np.array_equal(found, pairs(x, table.y, table.a, 6))
     rows = np.flatnonzero((table.y != 1) | (table.a != 1))

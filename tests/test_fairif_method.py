@@ -74,8 +74,8 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
 
 
 def test_a_validation_share_is_drawn_by_group_and_by_seed(data, tmp_path, capsys, monkeypatch):
-    cells = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [8, 20, 4, 3], axis=0)
-    table = ImageTable("val", [f"/{i}" for i in range(len(cells))], cells[:, 0], cells[:, 1])
+    groups = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], [8, 20, 4, 3], axis=0)
+    table = ImageTable("val", [f"/{i}" for i in range(len(groups))], groups[:, 0], groups[:, 1])
     assert validation_part(table, 1.0, 1).paths == table.paths
     half, quarter = (validation_part(table, share, 1) for share in (0.5, 0.25))
     assert list(half.counts().values()) == [4, 10, 2, 2]

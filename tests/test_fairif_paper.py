@@ -18,7 +18,7 @@ from models import METHODS, backbones
 from utils.blocks import block_of
 from utils.errors import UserError
 from utils.files import write_json
-from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.reporting import paper
 from utils.reporting.figures_fairif import methods_with_weights, weighted_images
 from utils.reporting.results import Results
@@ -29,8 +29,8 @@ FAIRFACE = ("fairface", "Male", "White")
 
 
 def write_run(folder: Path, correct: tuple, **config) -> None:
-    """A finished run with that many of 100 right in each cell."""
-    y, a = np.repeat(CELLS, 100, axis=0).T
+    """A finished run with that many of 100 right in each group."""
+    y, a = np.repeat(GROUPS, 100, axis=0).T
     right = np.concatenate([np.arange(100) < c for c in correct])
     write_json(folder / "metrics.json",
                {"test": to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))})
@@ -82,7 +82,7 @@ def test_summary_stands_beside_fairifs_paper_and_marks_the_impossible(tmp_path):
         write_run(tmp_path / "s" / method / "seed1", correct, paper_table="fairif-5", paper_row=row)
     text = write_summary(tmp_path / "s", ["erm"])
     section = text.split("## Beside FairIF's paper")[1].split("\n## ")[0]
-    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+    lines = {line.split("|")[1].strip(): [group.strip() for group in line.split("|")[2:-1]]
              for line in section.splitlines() if line.startswith("| ")}
     # AD: |(90 + 80) - (94 + 76)| / 2 = 0; AOD (4 + 4) / 2; EOD 4
     assert lines["fairif"] == [
@@ -107,7 +107,7 @@ def test_relative_change_is_of_erms_mean_over_seeds(tmp_path, control):
         for name, correct in (("erm_resnet18", before), ("fairif_resnet18", after)):
             write_run(tmp_path / "s" / name / f"seed{seed}", correct,
                       backbone="resnet18_h128", pretrained="imagenet")
-        if control:  # as ERM but for 10 points less in the last cell
+        if control:  # as ERM but for 10 points less in the last group
             write_run(tmp_path / "s" / "fairif_shuffled_resnet18" / f"seed{seed}",
                       (*before[:3], before[3] - 10), backbone="resnet18_h128",
                       pretrained="imagenet")
@@ -115,7 +115,7 @@ def test_relative_change_is_of_erms_mean_over_seeds(tmp_path, control):
     text = write_summary(tmp_path / "s")
     line, *others = (line for line in text.splitlines() if line.startswith("| resnet18 "))
     # EOD 40 and 20, mean 30; 20 and 10, mean 15. Accuracy 70 and 75, then 75 and 77.5
-    assert [cell.strip() for cell in line.split("|")[2:-1]] == [
+    assert [group.strip() for group in line.split("|")[2:-1]] == [
         "FairIF", "+5.17 / +0.07", "-50.00 / -23.73", "-50.00 / -37.08", "-50.00 / -23.51"
     ]
     assert "resnet34" not in text.split("FairIF's change")[1]
@@ -124,9 +124,9 @@ def test_relative_change_is_of_erms_mean_over_seeds(tmp_path, control):
     assert len(stored) == 1 + control == 1 + len(others)
     assert ("Shuffled weights: FairIF's, dealt to other images" in text) == control
     if control:  # EOD 30 becomes 40, and accuracy 72.5 becomes 70; the paper has no such row
-        cells = [cell.strip() for cell in others[0].split("|")[2:-1]]
-        assert cells[0] == "shuffled weights" and stored["row"].tolist()[1] == cells[0]
-        assert cells[1] == "-3.45 / n/a" and cells[4] == "+33.33 / n/a"
+        groups = [group.strip() for group in others[0].split("|")[2:-1]]
+        assert groups[0] == "shuffled weights" and stored["row"].tolist()[1] == groups[0]
+        assert groups[1] == "-3.45 / n/a" and groups[4] == "+33.33 / n/a"
 
 
 # --- Figure 2 ------------------------------------------------------------------------------------
@@ -137,23 +137,23 @@ def weighted(tmp_path):
     """A setting with FairIF's weights of 24 images of one colour each, two seeds, and the table."""
     folder = tmp_path / "images"
     folder.mkdir()
-    cells = np.array([CELLS[i % 4] for i in range(24)])
+    groups = np.array([GROUPS[i % 4] for i in range(24)])
     for i in range(24):
         Image.new("RGB", (6, 6), (10 * i, 0, 0)).save(folder / f"{i:03d}.png")
-    table = ImageTable("t", [str(folder / f"{i:03d}.png") for i in range(24)], *cells.T)
+    table = ImageTable("t", [str(folder / f"{i:03d}.png") for i in range(24)], *groups.T)
     for seed in (1, 2):
         run = tmp_path / "s" / "fairif" / f"seed{seed}"
         write_run(run, (9, 9, 9, 9), method="fairif")
         save_list(table, run / "train.csv")
         weights = np.ones(24)
-        weights[[5, 7]] = 3.0, 2.0 + seed  # cells (0, 1) and (1, 1)
+        weights[[5, 7]] = 3.0, 2.0 + seed  # groups (0, 1) and (1, 1)
         weights[[4]] = 0.0
         np.save(run / "weights.npy", weights)
     yield tmp_path / "s", table
     plt.close("all")
 
 
-def test_figure_2_shows_the_extremes_and_the_mean_of_each_cell(weighted):
+def test_figure_2_shows_the_extremes_and_the_mean_of_each_group(weighted):
     setting, table = weighted
     figure = weighted_images(Results(setting), "fairif", table)
     *faces, panel = figure.axes
@@ -163,7 +163,7 @@ def test_figure_2_shows_the_extremes_and_the_mean_of_each_cell(weighted):
     ]
     shown = [faces[place].images[0].get_array()[0, 0, 0] for place in (0, 1, 10)]
     assert shown == [50, 70, 40]
-    # of six images a cell: one 0; one 3; none; one 3 and 4
+    # of six images a group: one 0; one 3; none; one 3 and 4
     assert [bar.get_y() + bar.get_height() for bar in panel.patches] == pytest.approx(
         [5 / 6, 8 / 6, 1, (8 / 6 + 9 / 6) / 2]
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils.files import write_json
-from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.plots import accuracy_against_eo, draw_all
 from utils.reporting.results import Results
@@ -20,8 +20,8 @@ def close_figures():
 
 
 def write_run(folder, correct: tuple, **mask) -> None:
-    """A finished run with that many of 10 right in each cell, and a mask.json of 4 tensors."""
-    y, a = np.repeat(CELLS, 10, axis=0).T
+    """A finished run with that many of 10 right in each group, and a mask.json of 4 tensors."""
+    y, a = np.repeat(GROUPS, 10, axis=0).T
     right = np.concatenate([np.arange(10) < c for c in correct])
     write_json(folder / "metrics.json",
                {"test": to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))})

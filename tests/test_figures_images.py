@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from refusals import refused
 
-from datasets.base import CELLS
+from datasets.base import GROUPS
 from datasets.synthetic import load_synthetic
 from stable_diffusion import grids
 from utils.files import write_json
@@ -24,7 +24,7 @@ def colour(place: int, y: int, a: int, number: int) -> tuple[int, int, int]:
 def make_set(folder, place: int, number: int = 12, prompts: int | None = None) -> None:
     """Groups of `number` images, and a manifest with `prompts` different prompts."""
     lines = ["path,y,a,prompt"]
-    for y, a in CELLS:
+    for y, a in GROUPS:
         (folder / f"{y}_{a}").mkdir(parents=True)
         for i in range(number):  # 10.png sorts before 2.png as text
             path = folder / f"{y}_{a}" / f"{i}.png"
@@ -49,27 +49,28 @@ def pictures(axis, rows: int, columns: int) -> list[tuple]:
             for r in range(rows) for c in range(columns)]
 
 
-def draw(root, cells):
+def draw(root, groups):
     tables = {name: load_synthetic(root, "Smiling", "Male", name) for name in
               grids.find_sets(root, "Smiling", "Male", None)}
-    return grids.grid(tables, {name: f"of {name}" for name in tables}, cells, ("Smiling", "Male"))
+    return grids.grid(tables, {name: f"of {name}" for name in tables}, groups, ("Smiling", "Male"))
 
 
-@pytest.mark.parametrize(("cells", "rows", "columns"), [(CELLS, 2, 4), ([(1, 1)], 2, 10),
+@pytest.mark.parametrize(("groups", "rows", "columns"), [(GROUPS, 2, 4), ([(1, 1)], 2, 10),
                                                         ([(1, 0), (0, 1)], 2, 6)])
-def test_every_cell_is_in_its_place_with_its_first_images(root, cells, rows, columns):
-    figure = draw(root, cells)
+def test_every_group_is_in_its_place_with_its_first_images(root, groups, rows, columns):
+    figure = draw(root, groups)
     panels = [axis for axis in figure.axes if axis.images]
-    assert len(panels) == 2 * len(cells)
+    assert len(panels) == 2 * len(groups)
     white = (255, 255, 255)
     for place in (0, 1):  # plain above contextual_25
-        for (y, a), axis in zip(cells, panels[place * len(cells) :], strict=False):
+        for (y, a), axis in zip(groups, panels[place * len(groups) :], strict=False):
             expected = [colour(place, y, a, i) for i in range(12)]
-            expected += [white] * (rows * columns - 12)  # a cell with too few leaves white
+            expected += [white] * (rows * columns - 12)  # a group with too few leaves white
             assert pictures(axis, rows, columns) == expected[: rows * columns]
     words = {(0, 0): "not Smiling, not Male", (0, 1): "not Smiling, Male",
              (1, 0): "Smiling, not Male", (1, 1): "Smiling, Male"}
-    assert [axis.get_title() for axis in panels[: len(cells)]] == [words[cell] for cell in cells]
+    titles = [axis.get_title() for axis in panels[: len(groups)]]
+    assert titles == [words[group] for group in groups]
     labels = [axis.texts[0].get_text() for axis in figure.axes if axis.texts]
     assert labels == ["plain\nof plain", "contextual_25\nof contextual_25"]
     plt.close(figure)
@@ -113,7 +114,7 @@ def test_prompts_and_images_are_counted(root, tmp_path):
     assert grids.describe(found["synthetic images"], table) == "2-3 images a group"
 
 
-def test_transposed_cells_are_shown_under_their_own_labels(root):
+def test_transposed_groups_are_shown_under_their_own_labels(root):
     tables = {"plain": load_synthetic(root, "Male", "Smiling", "plain")}
     figure = grids.grid(tables, {"plain": ""}, [(1, 0)], ("Male", "Smiling"))
     (panel,) = (axis for axis in figure.axes if axis.images)

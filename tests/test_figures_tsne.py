@@ -13,7 +13,7 @@ import torch
 from refusals import refused
 
 import train
-from datasets.base import CELLS, ImageTable
+from datasets.base import GROUPS, ImageTable
 from datasets.loader import Loader
 from models import backbones, heads, tsne
 from models.features import Features, penultimate
@@ -86,9 +86,9 @@ def test_the_probes_find_what_is_planted():
 
 
 def test_at_most_so_many_points_of_each_group_are_drawn():
-    y, a = np.repeat(CELLS, (3, 20, 40, 8), axis=0).T
+    y, a = np.repeat(GROUPS, (3, 20, 40, 8), axis=0).T
     rows = tsne.draw_rows(y, a, 8, seed=1)
-    assert [((y[rows] == i) & (a[rows] == j)).sum() for i, j in CELLS] == [3, 8, 8, 8]
+    assert [((y[rows] == i) & (a[rows] == j)).sum() for i, j in GROUPS] == [3, 8, 8, 8]
     assert (np.diff(rows) > 0).all()
     assert rows.tolist() == tsne.draw_rows(y, a, 8, seed=1).tolist()
     assert rows.tolist() != tsne.draw_rows(y, a, 8, seed=2).tolist()
@@ -115,7 +115,7 @@ def test_a_panel_for_every_row_shows_its_groups_and_numbers():
         figure = tsne.panels(points, told, ("Smiling", "Male"))
     assert [axis.get_title() for axis in figure.axes] == ["erm", "aim_fair"]
     for axis, sign in zip(figure.axes, (1, -1), strict=True):
-        for (y, a), dots in zip(CELLS, axis.collections, strict=True):
+        for (y, a), dots in zip(GROUPS, axis.collections, strict=True):
             here = (shown.y == y) & (shown.a == a)
             assert (dots.get_offsets() == sign * places[here]).all() and here.sum() > 5
             assert dots.get_label().endswith(f" ({here.sum()})")

@@ -281,10 +281,10 @@ def test_train_repairs_with_group_labels_of_the_test_alone(root, tmp_path, monke
     rng = np.random.default_rng(1)
     for y in (0, 1):
         for a in (0, 1):
-            cell = tmp_path / "synthetic" / "glasses_gender" / f"{y}_{a}"
-            cell.mkdir(parents=True)
+            group = tmp_path / "synthetic" / "glasses_gender" / f"{y}_{a}"
+            group.mkdir(parents=True)
             for number in range(40):
-                tiny.face(rng, y, a).save(cell / f"{number}.png")
+                tiny.face(rng, y, a).save(group / f"{number}.png")
     train.main(command(root, tmp_path, "--methods", "erm", "aim_fair", "--backbone", "tiny",
                        "--synthetic-root", tmp_path / "synthetic"))
     run = tmp_path / "results/own/aim_fair/seed100"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import celeba, synthetic
-from datasets.base import CELLS, bad_images
+from datasets.base import GROUPS, bad_images
 from datasets.decoding import decode
 from prompts import check
 from prompts.instruction import STARTS_WITH
@@ -46,7 +46,7 @@ def test_any_json_as_a_prompt_file(tmp_path, value):
     except UserError as error:
         assert str(path) in str(error)
     else:
-        assert all(prompts.cells[cell] for cell in CELLS)
+        assert all(prompts.groups[group] for group in GROUPS)
 
 
 HEAD = b"2\nSmiling Male\n000001.jpg 1 -1\n000002.jpg -1 1\n"

@@ -21,14 +21,14 @@ from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-CELLS = {
+GROUPS = {
     "0_0": ["a face", "an old face", "a face in rain"],
     "0_1": ["his face", "his old face"],
     "1_0": ["her smile"],
     "1_1": ["a smile", "a broad smile", "smiling"],
 }
 PROMPTS = {
-    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": CELLS,
+    "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": GROUPS,
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_a_smaller_plan_is_a_prefix_of_a_larger_one(prompt_file):
     small, large = manifest.plan(prompts, 4, 42), manifest.plan(prompts, 9, 42)
     assert small == [row for row in large if row.number < 4]
     assert [row.prompt for row in large if (row.y, row.a) == (0, 1)] == [
-        CELLS["0_1"][i % 2] for i in range(9)
+        GROUPS["0_1"][i % 2] for i in range(9)
     ]
     seeds = {row.seed for row in large}
     assert len(seeds) == len(large) == 36
@@ -123,15 +123,15 @@ def test_the_two_sets_have_the_papers_sizes():
     assert manifest.set_sizes(10500, None, None, None) == (5000, 9000, 1000)
     rows = [
         {"path": f"{y}_{a}/{i:05d}.png", "y": str(y), "a": str(a)}
-        for y, a in manifest.CELLS
+        for y, a in manifest.GROUPS
         for i in range(30)
     ]
     balanced, biased = manifest.draw_sets(rows, 42, 10, 27, 3)
 
     def counts(table):
-        return {cell: sum(row["path"].startswith(cell) for row in table) for cell in CELLS}
+        return {group: sum(row["path"].startswith(group) for row in table) for group in GROUPS}
 
-    assert counts(balanced) == dict.fromkeys(CELLS, 10)
+    assert counts(balanced) == dict.fromkeys(GROUPS, 10)
     assert counts(biased) == {"0_0": 3, "0_1": 27, "1_0": 27, "1_1": 3}
     assert manifest.draw_sets(rows, 42, 10, 27, 3) == (balanced, biased)
     assert manifest.draw_sets(rows, 43, 10, 27, 3)[0] != balanced
@@ -190,7 +190,7 @@ def test_deleted_files_come_back_with_the_same_bytes(command, unbroken, tmp_path
     assert untouched.stat().st_mtime_ns == before
 
 
-def test_shards_and_single_cells_make_the_same_files(command, unbroken, tmp_path, capsys):
+def test_shards_and_single_groups_make_the_same_files(command, unbroken, tmp_path, capsys):
     main(command(tmp_path, "--shard", "1/2"))
     assert "still to be made" in capsys.readouterr().out
     assert not list(tmp_path.rglob("balanced.csv"))
@@ -227,9 +227,9 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(command, unbroken, t
     left = len(list(tmp_path.rglob("*.png")))
     assert 3 <= left < 20
     # What a kill in the middle of a write leaves; the process is gone, so its number is free.
-    cell = tmp_path / "plain" / "Smiling_Male" / "1_1"
-    cell.mkdir(exist_ok=True)
-    (cell / f".00002.png.{process.pid}.tmp").write_bytes(b"half")
+    group = tmp_path / "plain" / "Smiling_Male" / "1_1"
+    group.mkdir(exist_ok=True)
+    (group / f".00002.png.{process.pid}.tmp").write_bytes(b"half")
     main(command(tmp_path))
     assert read_bytes(tmp_path) == unbroken
 
@@ -282,7 +282,7 @@ def test_a_missing_or_bad_prompt_file_is_named(command, tmp_path, capsys, prompt
     assert str(missing) in error
     assert prompt_file.name in error  # what is there
     bad = tmp_path / "bad.json"
-    for text in ("{", "[]", json.dumps({**PROMPTS, "cells": {**CELLS, "1_0": []}})):
+    for text in ("{", "[]", json.dumps({**PROMPTS, "cells": {**GROUPS, "1_0": []}})):
         bad.write_text(text)
         assert str(bad) in exits_with(capsys, command(tmp_path / "out", "--prompts", bad))
     bad.write_text(json.dumps({**PROMPTS, "set": "../elsewhere"}))
@@ -303,7 +303,7 @@ def test_other_settings_in_the_same_folder_are_refused(command, unbroken, tmp_pa
         assert difference in error
         assert "another --out or delete the folder" in error
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({**PROMPTS, "cells": {**CELLS, "0_1": ["someone else"]}}))
+    other.write_text(json.dumps({**PROMPTS, "cells": {**GROUPS, "0_1": ["someone else"]}}))
     assert "someone else" in exits_with(capsys, command(tmp_path, "--prompts", str(other)))
     other.unlink()
     assert read_bytes(tmp_path) == unbroken

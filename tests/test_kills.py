@@ -23,7 +23,7 @@ from models import METHODS
 KILLS = 30
 PER_STAGE = 3  # in a chain of kills and restarts
 CHAINS = 4  # at most
-CELLS = {
+GROUPS = {
     "0_0": ["a face", "an old face"],
     "0_1": ["his face"],
     "1_0": ["her smile", "a smile"],
@@ -63,7 +63,7 @@ def end_state(folder: Path) -> tuple[dict, list]:
 def test_thirty_kills_change_no_byte(server, tiny_pipeline_dir, tmp_path):
     data, prompts = tiny.make(tmp_path / "data"), tmp_path / "Smiling_Male_plain.json"
     sets = {"dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male"}
-    prompts.write_text(json.dumps(sets | {"cells": CELLS}))
+    prompts.write_text(json.dumps(sets | {"cells": GROUPS}))
     folder = tmp_path / "run"
     commands = pipeline(tiny_pipeline_dir, prompts, data, folder)
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 
 from utils.files import write_json
 from utils.metrics import (
-    CELLS,
+    GROUPS,
     METRICS,
     fairness_metrics,
     from_json,
@@ -25,13 +25,13 @@ from utils.metrics import (
 )
 from utils.reporting.paper import TABLES, eo_definition
 
-# 10 images; correct per cell: (0,0) 2 of 2, (0,1) 1 of 2, (1,0) 3 of 4, (1,1) 0 of 2
+# 10 images; correct per group: (0,0) 2 of 2, (0,1) 1 of 2, (1,0) 3 of 4, (1,1) 0 of 2
 Y = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
 A = [0, 0, 1, 1, 0, 0, 0, 0, 1, 1]
 H = [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
 
 
-def cells_as_labels(counts):
+def groups_as_labels(counts):
     """y and a with counts[g] images of each group."""
     group = np.repeat(np.arange(4), counts)
     return group // 2, group % 2
@@ -58,7 +58,7 @@ def test_by_hand():
 @given(st.data())
 def test_agrees_with_scikit_learn_and_fairlearn(data):
     counts = data.draw(st.lists(st.integers(1, 12), min_size=4, max_size=4))
-    y, a = cells_as_labels(counts)
+    y, a = groups_as_labels(counts)
     h = np.array(data.draw(st.lists(st.integers(0, 1), min_size=len(y), max_size=len(y))))
     order = np.array(data.draw(st.permutations(range(len(y)))))
     y, a, h = y[order], a[order], h[order]
@@ -69,9 +69,9 @@ def test_agrees_with_scikit_learn_and_fairlearn(data):
     assert m["acc"] == pytest.approx(accuracy_score(y, h))
     by_a = [accuracy_score(y[a == s], h[a == s]) for s in (0, 1)]
     assert m["ad"] == pytest.approx(abs(by_a[0] - by_a[1]))
-    for cell in CELLS:
-        here = (y == cell[0]) & (a == cell[1])
-        assert m["group_acc"][cell] == pytest.approx(accuracy_score(y[here], h[here]))
+    for group in GROUPS:
+        here = (y == group[0]) & (a == group[1])
+        assert m["group_acc"][group] == pytest.approx(accuracy_score(y[here], h[here]))
     assert all(0 <= m[name] <= 1 for name in METRICS)
 
 
@@ -93,17 +93,17 @@ def test_kinds_of_input(convert):
 
 
 @pytest.mark.parametrize("empty", range(4))
-def test_empty_cell(empty):
+def test_empty_group(empty):
     counts = [3, 3, 3, 3]
     counts[empty] = 0
-    y, a = cells_as_labels(counts)
+    y, a = groups_as_labels(counts)
     m = fairness_metrics(y, y, a)
-    cell = CELLS[empty]
-    assert m["group_count"] == dict(zip(CELLS, counts, strict=True))
-    assert {c for c in CELLS if math.isnan(m["group_acc"][c])} == {cell}
+    group = GROUPS[empty]
+    assert m["group_count"] == dict(zip(GROUPS, counts, strict=True))
+    assert {c for c in GROUPS if math.isnan(m["group_acc"][c])} == {group}
     undefined = {name for name in METRICS if math.isnan(m[name])}
     assert undefined == {"wst", "std", "eo_mean", "eo_worst", "aod"} | (
-        {"eod"} if cell[0] == 1 else set()
+        {"eod"} if group[0] == 1 else set()
     )
 
 
@@ -112,7 +112,7 @@ def test_empty_cell(empty):
     [([2, 0, 2, 0], True, True), ([2, 2, 0, 0], False, True), ([0, 0, 2, 2], False, False)],
 )
 def test_whole_group_or_class_missing(counts, nan_ad, nan_eod):
-    y, a = cells_as_labels(counts)
+    y, a = groups_as_labels(counts)
     m = fairness_metrics(1 - y, y, a)
     assert math.isnan(m["ad"]) == nan_ad
     assert math.isnan(m["eod"]) == nan_eod
@@ -144,29 +144,29 @@ def test_group_index():
     tensor = group_index(torch.tensor([1, 0]), torch.tensor([1, 1]))
     assert tensor.dtype == torch.int64
     assert tensor.tolist() == [3, 1]
-    assert [group_index(y, a) for y, a in CELLS] == [0, 1, 2, 3]
+    assert [group_index(y, a) for y, a in GROUPS] == [0, 1, 2, 3]
     for withheld in (-1, [-1], np.array([-1]), torch.tensor([-1])):
         with pytest.raises(ValueError, match="withheld"):
             group_index([1], withheld)
 
 
 def test_table_style_takes_the_worst_of_means_and_summary_the_mean_of_worsts():
-    y, a = cells_as_labels([10, 10, 10, 10])
+    y, a = groups_as_labels([10, 10, 10, 10])
 
     def run(*correct):
         right = np.concatenate([np.arange(10) < c for c in correct])
         return fairness_metrics(np.where(right, y, 1 - y), y, a)
 
-    runs = [run(10, 6, 8, 8), run(6, 10, 8, 6)]  # mean cell accuracies .8 .8 .8 .7
+    runs = [run(10, 6, 8, 8), run(6, 10, 8, 6)]  # mean group accuracies .8 .8 .8 .7
     table = table_style(runs)
     assert table["group_acc"] == pytest.approx({(0, 0): 0.8, (0, 1): 0.8, (1, 0): 0.8, (1, 1): 0.7})
     assert table["wst"] == pytest.approx(0.7)
     assert table["std"] == pytest.approx(np.std([0.8, 0.8, 0.8, 0.7]))
-    assert table["eo_worst"] == pytest.approx(0.4)  # from the mean cells it would be 0.1
+    assert table["eo_worst"] == pytest.approx(0.4)  # from the mean groups it would be 0.1
     assert table["eo_mean"] == pytest.approx((0.2 + 0.3) / 2)
     assert table["acc"] == pytest.approx((32 + 30) / 80)
     assert table["eod"] == pytest.approx((0.0 + 0.2) / 2)
-    assert table["group_count"] == dict.fromkeys(CELLS, 10)
+    assert table["group_count"] == dict.fromkeys(GROUPS, 10)
     per_seed = summary(runs)
     assert per_seed["wst"] == pytest.approx((0.6, 0.0))
     assert per_seed["acc"] == pytest.approx((0.775, 0.05 / math.sqrt(2)))
@@ -176,9 +176,9 @@ def test_table_style_takes_the_worst_of_means_and_summary_the_mean_of_worsts():
             function([])
 
 
-def test_one_seed_with_an_empty_cell_makes_the_mean_undefined():
+def test_one_seed_with_an_empty_group_makes_the_mean_undefined():
     full = fairness_metrics(H, Y, A)
-    y, a = cells_as_labels([3, 3, 0, 3])
+    y, a = groups_as_labels([3, 3, 0, 3])
     table = table_style([full, fairness_metrics(y, y, a)])
     assert math.isnan(table["wst"])
     assert math.isnan(table["group_acc"][1, 0])
@@ -188,7 +188,7 @@ def test_one_seed_with_an_empty_cell_makes_the_mean_undefined():
 
 
 def test_json_round_trip(tmp_path):
-    y, a = cells_as_labels([3, 3, 0, 3])
+    y, a = groups_as_labels([3, 3, 0, 3])
     metrics = fairness_metrics(y, y, a)
     write_json(tmp_path / "metrics.json", to_json(metrics))
     stored = json.loads((tmp_path / "metrics.json").read_text())
@@ -202,21 +202,21 @@ def test_json_round_trip(tmp_path):
 # ---- the paper's rows (percent, two decimals)
 
 ROWS = pd.read_csv(TABLES / "aim_fair.csv", dtype={"table": str})
-FOUR_CELLS = ROWS.dropna(subset=["g00", "g01", "g10", "g11"])
-# cells were printed to 0.01, so a difference of two is known to 0.01 and a table's EO to 0.005
+FOUR_GROUPS = ROWS.dropna(subset=["g00", "g01", "g10", "g11"])
+# groups were printed to 0.01, so a difference of two is known to 0.01 and a table's EO to 0.005
 ROUNDING = 0.0151
 
 
 def paper_cases():
-    for _, row in FOUR_CELLS.iterrows():
+    for _, row in FOUR_GROUPS.iterrows():
         name = f"{row['table']}-{row.target}-{row.protected}-{row['row']}"
         yield pytest.param(row, id=name.replace(" ", "_"))
 
 
 def as_run(row):
-    """A run whose cells have the row's accuracies: 10,000 images each, so 0.01% is one image."""
-    correct = [round(100 * row[f"g{y}{a}"]) for y, a in CELLS]
-    y, a = cells_as_labels([10_000] * 4)
+    """A run whose groups have the row's accuracies: 10,000 images each, so 0.01% is one image."""
+    correct = [round(100 * row[f"g{y}{a}"]) for y, a in GROUPS]
+    y, a = groups_as_labels([10_000] * 4)
     right = np.concatenate([np.arange(10_000) < c for c in correct])
     return fairness_metrics(np.where(right, y, 1 - y), y, a)
 
@@ -225,9 +225,9 @@ def as_run(row):
 def test_paper_row(row):
     table = table_style([as_run(row)])
     assert 100 * table["wst"] == pytest.approx(row.wst, abs=0.0051)
-    if not math.isnan(row["std"]):  # one cell of the printed table is illegible
+    if not math.isnan(row["std"]):  # one group of the printed table is illegible
         assert 100 * table["std"] == pytest.approx(row["std"], abs=0.0101)
-    # The table averages each seed's EO. That is never less than the EO of averaged cells, and
+    # The table averages each seed's EO. That is never less than the EO of averaged groups, and
     # equal where no difference changes its sign between seeds.
     eo = 100 * table[f"eo_{eo_definition(row['table'], row['row'])}"]
     assert eo <= row.eo + ROUNDING
@@ -246,7 +246,7 @@ def accuracy_from(rows, counts):
 
 
 def solved(rows, totals, old=None):
-    """Test images of each cell that fit the rows' accuracies best, by least squares.
+    """Test images of each group that fit the rows' accuracies best, by least squares.
 
     totals: images with y = 0 and y = 1. old: images with a = 0, where they are known.
     """
@@ -262,15 +262,15 @@ def solved(rows, totals, old=None):
     return [first, totals[0] - first, second, totals[1] - second]
 
 
-def test_accuracy_follows_from_cells_and_counts_in_all_celeba_rows():
-    """Every four-cell CelebA row's accuracy is that of its cells weighted by test images.
+def test_accuracy_follows_from_groups_and_counts_in_all_celeba_rows():
+    """Every four-group CelebA row's accuracy is that of its groups weighted by test images.
 
-    The bound is what printing leaves: 0.005 for the accuracy and 0.005 for the cells' mean. Only
+    The bound is what printing leaves: 0.005 for the accuracy and 0.005 for the groups' mean. Only
     Smiling/Male's counts are known. Smiling/Young has the same totals of Smiling and two unknowns
     for 16 rows. Male/Young then has one unknown for 3 rows: its men and women are Smiling/Male's,
     its old Smiling/Young's.
     """
-    pairs = dict(list(FOUR_CELLS.groupby(["dataset", "target", "protected"])))
+    pairs = dict(list(FOUR_GROUPS.groupby(["dataset", "target", "protected"])))
     sizes = {pair: len(rows) for pair, rows in pairs.items()}
     assert sizes == UNCHECKED | {
         ("celeba", "Smiling", "Male"): 29, ("celeba", "Smiling", "Young"): 16,
@@ -288,7 +288,7 @@ def test_accuracy_follows_from_cells_and_counts_in_all_celeba_rows():
             error = accuracy_from(rows, counts[f"{target}-{protected}"]) - rows.acc.to_numpy()
             assert np.abs(error).max() <= 0.01, (target, protected)
             checked += len(rows)
-    assert checked == 48 and checked + sum(UNCHECKED.values()) == len(FOUR_CELLS)
+    assert checked == 48 and checked + sum(UNCHECKED.values()) == len(FOUR_GROUPS)
     # what shows that two solved counts say something: each row from the counts of all the others
     rows = pairs["celeba", "Smiling", "Young"]
     for i in range(len(rows)):
@@ -298,10 +298,10 @@ def test_accuracy_follows_from_cells_and_counts_in_all_celeba_rows():
 
 def test_the_other_eo_definition_does_not_fit_the_paper():
     """What decided eo_definition: with the other one, the tables' EO could not be as printed."""
-    assert len(FOUR_CELLS) == 57
+    assert len(FOUR_GROUPS) == 57
     misfit = 0
-    for _, row in FOUR_CELLS.iterrows():
+    for _, row in FOUR_GROUPS.iterrows():
         other = {"worst": "mean", "mean": "worst"}[eo_definition(row["table"], row["row"])]
         eo = 100 * as_run(row)[f"eo_{other}"]
         misfit += abs(eo - row.eo) > 10 * ROUNDING
-    assert misfit == len(FOUR_CELLS)
+    assert misfit == len(FOUR_GROUPS)

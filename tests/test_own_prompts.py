@@ -28,7 +28,7 @@ GLASSES = ["--target", "Glasses", "--target-words", "wearing glasses", "without 
 KINDS = ("grey", "small", "young", "tired", "resting", "wet", "noisy", "lonely", "old", "shy")
 
 
-@pytest.mark.parametrize(("flags", "cells"), [
+@pytest.mark.parametrize(("flags", "groups"), [
     (BIRDS, ["Photo of a landbird on land.", "Photo of a landbird on water.",
              "Photo of a waterbird on land.", "Photo of a waterbird on water."]),
     (GLASSES, ["Portrait face photo of a woman without glasses.",
@@ -45,12 +45,12 @@ KINDS = ("grey", "small", "young", "tired", "resting", "wet", "noisy", "lonely",
       "Portrait face photo of a serious elderly person.",
       "Portrait face photo of a smiling elderly person."]),
 ], ids=["birds", "glasses", "one known attribute", "adjectives"])
-def test_the_plain_set_needs_no_model(flags, cells, tmp_path, capsys):
+def test_the_plain_set_needs_no_model(flags, groups, tmp_path, capsys):
     pair = f"{flags[1]}_{flags[flags.index('--protected') + 1]}"
     out = tmp_path / f"{pair}_plain.json"
     build.main([*flags, "--plain", "--out", str(out)])
     assert list(json.loads(out.read_text())["cells"].values()) == [
-        [text] for text in cells]
+        [text] for text in groups]
     assert ("'without glasses' says what is not there" in capsys.readouterr().err) == (
         "without glasses" in flags)
     assert check.main([str(out)]) == 0

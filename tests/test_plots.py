@@ -103,7 +103,7 @@ def test_accuracy_against_eo_leaves_out_what_is_undefined(tmp_path):
     write_log(tmp_path / "erm" / "seed1", [1.0])
     assert accuracy_against_eo(Results(tmp_path)) is None
     write_metrics(tmp_path / "erm" / "seed1", (0, 1, 1, 1))
-    write_metrics(tmp_path / "jtt" / "seed1", (0, 1), y=(0, 1), a=(0, 1))  # two empty cells
+    write_metrics(tmp_path / "jtt" / "seed1", (0, 1), y=(0, 1), a=(0, 1))  # two empty groups
     axis = accuracy_against_eo(Results(tmp_path)).axes[0]
     assert axis.get_legend_handles_labels()[1] == ["erm (1)"]
     assert axis.collections[0].get_offsets().tolist() == [[100, 75]]

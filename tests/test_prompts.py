@@ -15,7 +15,7 @@ from prompts import build, check
 from prompts.attributes import HEAD_POSE, ages, values_named
 from prompts.instruction import STARTS_WITH, instruction
 from utils.errors import UserError
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 FOLDER = Path(check.__file__).parent
 FILES = sorted(FOLDER.glob("*.json"))
@@ -45,7 +45,7 @@ def test_committed_file_passes(path):
 
 OF_SETS = {"ages", "openings", "overlap", "coverage", "cycle"}  # test_variety.py and below
 SMILING = "Portrait face photo of a smiling woman with "
-MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that must fail
+MUTATIONS = [  # file, group, prompt put in place of the first one, rule that must fail
     ("Smiling_Male_contextual_50", "1_0", "A photo of a smiling woman with red hair.", "start"),
     ("Smiling_Male_contextual_50", "1_0", "Portrait face photo of any smiling woman.", "start"),
     (
@@ -98,17 +98,17 @@ MUTATIONS = [  # file, cell, prompt put in place of the first one, rule that mus
 
 def new_failures(document, before, without):
     """The failures of `document` that `before` does not have, without some rules."""
-    there = set(check.check_cells(before))
-    return [f for f in check.check_cells(document) if f not in there and f.rule not in without]
+    there = set(check.check_groups(before))
+    return [f for f in check.check_groups(document) if f not in there and f.rule not in without]
 
 
-@pytest.mark.parametrize(("name", "cell", "prompt", "rule"), MUTATIONS)
-def test_a_broken_prompt_fails_by_its_rule_and_place(name, cell, prompt, rule):
+@pytest.mark.parametrize(("name", "group", "prompt", "rule"), MUTATIONS)
+def test_a_broken_prompt_fails_by_its_rule_and_place(name, group, prompt, rule):
     document = committed(name)
-    document["cells"][cell][0] = prompt.format(start=document["starts_with"])
+    document["cells"][group][0] = prompt.format(start=document["starts_with"])
     failures = new_failures(document, committed(name), OF_SETS)
     assert {failure.rule for failure in failures} == set(rule.split())
-    assert {(failure.cell, failure.number) for failure in failures} == {(cell, 1)}
+    assert {(failure.group, failure.number) for failure in failures} == {(group, 1)}
 
 
 def _shout(document):
@@ -120,10 +120,10 @@ def _same_age(document):
     document["cells"]["1_1"] = [f"{text}{number} freckles." for number in range(50)]
 
 
-DAMAGES = [  # what is done to a file's content, rule that must fail, cell
-    (lambda d: d["cells"].pop("0_1"), "cells", None),
-    (lambda d: d["cells"]["0_1"].pop(), "cells", "0_1"),
-    (lambda d: d["cells"]["0_1"].append(7), "cells", "0_1"),
+DAMAGES = [  # what is done to a file's content, rule that must fail, group
+    (lambda d: d["cells"].pop("0_1"), "groups", None),
+    (lambda d: d["cells"]["0_1"].pop(), "groups", "0_1"),
+    (lambda d: d["cells"]["0_1"].append(7), "groups", "0_1"),
     (lambda d: d.pop("source"), "file", None),
     (lambda d: d.update(set="contextual"), "file", None),
     (lambda d: d.update(target="Happy"), "file", None),
@@ -134,16 +134,16 @@ DAMAGES = [  # what is done to a file's content, rule that must fail, cell
 ]
 
 
-@pytest.mark.parametrize(("damage", "rule", "cell"), DAMAGES)
-def test_a_damaged_file_fails_by_its_rule(damage, rule, cell):
+@pytest.mark.parametrize(("damage", "rule", "group"), DAMAGES)
+def test_a_damaged_file_fails_by_its_rule(damage, rule, group):
     document = committed("Female_White_contextual_50")
     damage(document)
     failures = new_failures(document, committed("Female_White_contextual_50"), OF_SETS - {rule})
-    assert {(failure.rule, failure.cell) for failure in failures} == {(rule, cell)}
+    assert {(failure.rule, failure.group) for failure in failures} == {(rule, group)}
 
 
 def test_content_that_is_no_object_fails():
-    assert [failure.rule for failure in check.check_cells([])] == ["file"]
+    assert [failure.rule for failure in check.check_groups([])] == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -269,13 +269,13 @@ def test_command_line_lists_failures_by_prompt(tmp_path, capsys):
 def test_file_name_and_prefix_are_held(tmp_path):
     whole = varied(50, attributes=True)
     half = whole | {"set": "contextual_25"}
-    half["cells"] = {cell: prompts[:25] for cell, prompts in whole["cells"].items()}
+    half["cells"] = {group: prompts[:25] for group, prompts in whole["cells"].items()}
     whole["cells"]["0_1"].reverse()
     (tmp_path / "Smiling_Male_contextual_25.json").write_text(json.dumps(half))
     (tmp_path / "Smiling_Male_contextual_50.json").write_text(json.dumps(whole))
     (tmp_path / "Young_Male_contextual_50.json").write_text(json.dumps(whole))
     failures = check.check_file(tmp_path / "Smiling_Male_contextual_25.json")
-    assert [(failure.rule, failure.cell) for failure in failures] == [("prefix", "0_1")]
+    assert [(failure.rule, failure.group) for failure in failures] == [("prefix", "0_1")]
     failures = check.check_file(tmp_path / "Young_Male_contextual_50.json")
     assert [failure.rule for failure in failures] == ["file"]
 
@@ -304,9 +304,9 @@ def test_a_file_holds_the_text_that_is_sent_for_it():
         document = committed(path.stem)
         if "contextual" not in path.stem:
             continue
-        empty = document | {"cells": {f"{y}_{a}": [] for y, a in CELLS}}
+        empty = document | {"cells": {f"{y}_{a}": [] for y, a in GROUPS}}
         empty["set"] = document["set"].replace("25", "50")
-        sent = {f"{y}_{a}": build.request(empty, (y, a)) for y, a in CELLS}
+        sent = {f"{y}_{a}": build.request(empty, (y, a)) for y, a in GROUPS}
         assert document["source"]["instruction"] == sent
         assert document["starts_with"] in sent["0_0"]
 
@@ -344,7 +344,7 @@ def test_instruction_is_the_supplements():
 class ChatServer(ThreadingHTTPServer):
     """Chat completions on 127.0.0.1: follows `script`, one step a request, then answers well.
 
-    Steps: "good", "short" (one prompt), "broken" (no JSON), "wrong" (prompts of no cell), "echo"
+    Steps: "good", "short" (one prompt), "broken" (no JSON), "wrong" (prompts of no group), "echo"
     (holds the key), "empty", "array" (refuses response_format, then answers with an array in a code
     fence), "drop" (the connection breaks inside the answer), "slow", "page" (HTML), a status code.
     """
@@ -369,8 +369,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         message = body["messages"][0]["content"]
-        cell = f"{int('include not smiling' not in message)}_{int(' and male.' in message)}"
-        self.server.messages.append((cell, message))
+        group = f"{int('include not smiling' not in message)}_{int(' and male.' in message)}"
+        self.server.messages.append((group, message))
         step = self.server.script.pop(0) if self.server.script else "good"
         fenced = step == "array"
         if fenced and "response_format" in body:
@@ -381,7 +381,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(step, json.dumps(said))
         number = int(re.match(r"Generate (\d+) ", message)[1])
         there = set(message.splitlines())
-        texts = [prompt for prompt in self.server.prompts[cell] if prompt not in there][:number]
+        texts = [prompt for prompt in self.server.prompts[group] if prompt not in there][:number]
         texts = {"short": texts[:1], "wrong": ["A cat."] * number}.get(step, texts)
         content = json.dumps({"prompts": texts})
         if fenced:
@@ -449,8 +449,8 @@ def ask(server, out, capsys, *flags, number=4):
 
 
 def expected(number):
-    cells = varied(50)["cells"]
-    return {cell: prompts[:number] for cell, prompts in cells.items()}
+    groups = varied(50)["cells"]
+    return {group: prompts[:number] for group, prompts in groups.items()}
 
 
 SCRIPTS = [  # steps, requests in all
@@ -480,13 +480,13 @@ def test_build_ends_with_a_checked_file(server, tmp_path, capsys, script, reques
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", source["date"])
     assert instruction("celeba", "Smiling", "Male", (0, 1), 4) in source["instruction"]["0_1"]
     there = [answer["cell"] for answer in source["raw"] if STARTS_WITH in answer["answer"]]
-    assert set(there) == {f"{y}_{a}" for y, a in CELLS}
+    assert set(there) == {f"{y}_{a}" for y, a in GROUPS}
 
 
 def test_the_model_is_told_what_is_missing_and_what_was_wrong(server, tmp_path, capsys):
     server.script = ["short", "wrong", "broken"]
     assert ask(server, tmp_path / "Smiling_Male_contextual_4.json", capsys)[0] == 0
-    first, second, third, fourth = (message for cell, message in server.messages if cell == "0_0")
+    first, second, third, fourth = (message for group, message in server.messages if group == "0_0")
     there = expected(1)["0_0"][0]
     assert there not in first
     for message in (second, third, fourth):
@@ -517,18 +517,18 @@ def test_failure_is_one_sentence_and_what_there_is_is_kept(server, tmp_path, cap
     flags = ["--timeout", "0.3"] if step == "slow" else []
     code, _, err = ask(server, out, capsys, *flags)
     assert code == 2
-    errors = [line for line in err.splitlines() if not line.startswith("cell ")]
+    errors = [line for line in err.splitlines() if not line.startswith("group ")]
     assert len(errors) == 1
     assert errors[0].startswith("error: ")
     assert said in errors[0]
     assert not out.exists()
 
     partial = json.loads((tmp_path / f"{out.name}.partial").read_text())
-    kept = {cell: len(prompts) for cell, prompts in partial["cells"].items()}
+    kept = {group: len(prompts) for group, prompts in partial["cells"].items()}
     assert kept == {"0_0": 4, "0_1": 4, "1_0": 1, "1_1": 0}
     server.script, server.messages = [], []
     assert ask(server, out, capsys)[0] == 0
-    assert Counter(cell for cell, _ in server.messages) == {"1_0": 1, "1_1": 1}
+    assert Counter(group for group, _ in server.messages) == {"1_0": 1, "1_1": 1}
     assert json.loads(out.read_text())["cells"] == expected(4)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
@@ -538,7 +538,7 @@ def test_asking_ends_and_keeps_what_was_usable(server, tmp_path, capsys):
     out = tmp_path / "Smiling_Male_contextual_4.json"
     code, _, err = ask(server, out, capsys)
     assert code == 2
-    assert "only 1 of 4 usable prompts for cell 0_0" in err
+    assert "only 1 of 4 usable prompts for group 0_0" in err
     assert len(server.messages) == build.ROUNDS
     assert len(json.loads((tmp_path / f"{out.name}.partial").read_text())["cells"]["0_0"]) == 1
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from datasets import utkface
-from datasets.base import CELLS, ImageTable
-from datasets.subsets import balanced_counts, biased_counts, draw_cells
+from datasets.base import GROUPS, ImageTable
+from datasets.subsets import balanced_counts, biased_counts, draw_groups
 from prompts import build, check
 from prompts.answers import best_prompts
 from prompts.instruction import STARTS_WITH
@@ -32,9 +32,9 @@ bits = st.integers(0, 1)
 
 @st.composite
 def labelled(draw, full=True):
-    """(prediction, y, a) of up to 40 images; `full`: at least one image in every cell."""
+    """(prediction, y, a) of up to 40 images; `full`: at least one image in every group."""
     rows = draw(st.lists(st.tuples(bits, bits, bits), min_size=0 if full else 1, max_size=40))
-    rows += [(draw(bits), y, a) for y, a in CELLS] if full else []
+    rows += [(draw(bits), y, a) for y, a in GROUPS] if full else []
     return np.array(draw(st.permutations(rows))).T
 
 
@@ -47,21 +47,21 @@ def figures(metrics: dict) -> dict:
 def test_group_figures_are_fairlearns(case):
     h, y, a = case
     m = fairness_metrics(h, y, a)
-    by_cell = MetricFrame(
+    by_group = MetricFrame(
         metrics=accuracy_score, y_true=y, y_pred=h, sensitive_features=np.stack([y, a], axis=1)
     ).by_group
-    assert m["wst"] == pytest.approx(by_cell.min())
-    assert m["std"] == pytest.approx(np.std(by_cell.to_numpy()))
+    assert m["wst"] == pytest.approx(by_group.min())
+    assert m["std"] == pytest.approx(np.std(by_group.to_numpy()))
     assert m["eod"] == pytest.approx(equal_opportunity_difference(y, h, sensitive_features=a))
-    mean_of_cells = np.mean([balanced_accuracy_score(y[a == s], h[a == s]) for s in (0, 1)])
-    assert np.mean(list(m["group_acc"].values())) == pytest.approx(mean_of_cells)
+    mean_of_groups = np.mean([balanced_accuracy_score(y[a == s], h[a == s]) for s in (0, 1)])
+    assert np.mean(list(m["group_acc"].values())) == pytest.approx(mean_of_groups)
 
 
 @quick
 @given(labelled(full=False), st.randoms(use_true_random=False))
 def test_figures_do_not_depend_on_order_names_or_copies(case, random):
     h, y, a = case
-    # another order of the cells may change the last bit of a standard deviation
+    # another order of the groups may change the last bit of a standard deviation
     expected = pytest.approx(figures(fairness_metrics(h, y, a)), rel=1e-12, nan_ok=True)
     order = list(range(len(y)))
     random.shuffle(order)
@@ -76,13 +76,13 @@ def test_figures_do_not_depend_on_order_names_or_copies(case, random):
 
 @quick
 @given(labelled(full=False))
-def test_nan_exactly_where_a_cell_is_empty(case):
+def test_nan_exactly_where_a_group_is_empty(case):
     h, y, a = case
     m = fairness_metrics(h, y, a)
-    for cell in CELLS:
-        count = int(((y == cell[0]) & (a == cell[1])).sum())
-        assert m["group_count"][cell] == count
-        assert math.isnan(m["group_acc"][cell]) == (count == 0)
+    for group in GROUPS:
+        count = int(((y == group[0]) & (a == group[1])).sum())
+        assert m["group_count"][group] == count
+        assert math.isnan(m["group_acc"][group]) == (count == 0)
     empty = 0 in m["group_count"].values()
     assert {math.isnan(m[name]) for name in ("wst", "std", "eo_mean", "eo_worst")} == {empty}
     assert all(math.isnan(m[name]) or 0 <= m[name] <= 1 for name in METRICS)
@@ -108,17 +108,17 @@ def test_tables_over_seeds(cases):
 
 
 def table_of(counts: list[int]) -> ImageTable:
-    cell = np.random.default_rng(sum(counts)).permutation(np.repeat(np.arange(4), counts))
-    return ImageTable("t", [f"/x/{i}.png" for i in range(len(cell))], cell // 2, cell % 2)
+    group = np.random.default_rng(sum(counts)).permutation(np.repeat(np.arange(4), counts))
+    return ImageTable("t", [f"/x/{i}.png" for i in range(len(group))], group // 2, group % 2)
 
 
 @quick
 @given(st.lists(st.integers(8, 40), min_size=4, max_size=4), st.integers(0, 9), st.data())
 def test_a_smaller_draw_is_part_of_a_larger_one(counts, seed, data):
     table = table_of(counts)
-    larger = {c: data.draw(st.integers(0, n)) for c, n in zip(CELLS, counts, strict=True)}
+    larger = {c: data.draw(st.integers(0, n)) for c, n in zip(GROUPS, counts, strict=True)}
     smaller = {c: data.draw(st.integers(0, n)) for c, n in larger.items()}
-    big, small = draw_cells(table, larger, seed), draw_cells(table, smaller, seed)
+    big, small = draw_groups(table, larger, seed), draw_groups(table, smaller, seed)
     assert big.counts() == larger
     assert small.counts() == smaller
     assert set(small.paths) <= set(big.paths)
@@ -131,16 +131,16 @@ def test_a_smaller_draw_is_part_of_a_larger_one(counts, seed, data):
 def test_utkface_draws_are_disjoint_and_the_test_set_is_fixed(size, test, minority, seed):
     table = table_of([60, 60, 60, 60])
     train, tests = biased_counts(size, minority), balanced_counts(4 * test)
-    held = {cell: train[cell] // 10 for cell in CELLS}
+    held = {group: train[group] // 10 for group in GROUPS}
     parts = utkface.draw(table.y, table.a, train, held, tests, seed, "this")
     rows = np.concatenate(parts)
     assert len(set(rows.tolist())) == len(rows) == size + 4 * test
     for part, counts in zip(
-        parts, ({c: train[c] - held[c] for c in CELLS}, held, tests), strict=True
+        parts, ({c: train[c] - held[c] for c in GROUPS}, held, tests), strict=True
     ):
         assert table.take(part).counts() == counts
         assert part.tolist() == sorted(part.tolist())
-    none = dict.fromkeys(CELLS, 0)
+    none = dict.fromkeys(GROUPS, 0)
     other = utkface.draw(table.y, table.a, biased_counts(4, 0.5), none, tests, seed, "that")
     assert np.array_equal(other[2], parts[2])
 
@@ -148,7 +148,7 @@ def test_utkface_draws_are_disjoint_and_the_test_set_is_fixed(size, test, minori
 # --- plans ---------------------------------------------------------------------------------------
 
 prompt_sets = st.builds(
-    lambda cells: PromptSet("plain", "Smiling", "Male", dict(zip(CELLS, cells))),
+    lambda groups: PromptSet("plain", "Smiling", "Male", dict(zip(GROUPS, groups))),
     st.lists(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4), min_size=4,
              max_size=4),
 )
@@ -166,12 +166,12 @@ def test_any_sharding_makes_the_whole_plan_once(prompts, images, batch_size, wor
     for batch in (batch for part in parts for batch in part):
         assert batch in whole  # a batch is the same whoever makes it
         assert len({(row.y, row.a) for row in batch}) == 1
-    cells = data.draw(st.lists(st.sampled_from([f"{y}_{a}" for y, a in CELLS]), unique=True))
-    if cells:
+    groups = data.draw(st.lists(st.sampled_from([f"{y}_{a}" for y, a in GROUPS]), unique=True))
+    if groups:
         chosen = [row for i in range(world)
-                  for batch in generate._own_batches(rows, batch_size, i, world, cells)
+                  for batch in generate._own_batches(rows, batch_size, i, world, groups)
                   for row in batch]  # fmt: skip
-        wanted = [row for row in rows if f"{row.y}_{row.a}" in cells]
+        wanted = [row for row in rows if f"{row.y}_{row.a}" in groups]
         assert sorted(chosen, key=lambda row: row.path) == wanted
 
 
@@ -181,7 +181,7 @@ def test_a_plan_for_fewer_images_is_part_of_one_for_more(prompts, images, more, 
     small, large = manifest.plan(prompts, images, seed), manifest.plan(prompts, images + more, seed)
     assert small == [row for row in large if row.number < images]
     for row in large:
-        texts = prompts.cells[row.y, row.a]
+        texts = prompts.groups[row.y, row.a]
         assert row.prompt == texts[row.number % len(texts)]
 
 
@@ -204,11 +204,11 @@ def test_an_array_of_launchers_covers_every_share_once(tasks, ranks, first, step
 @given(st.integers(4, 30), st.integers(0, 99), st.data())
 def test_the_two_sets_are_of_the_size_asked_for(images, seed, data):
     rows = [{"path": f"{y}_{a}/{i:05d}.png", "y": str(y), "a": str(a)}
-            for y, a in CELLS for i in range(images)]  # fmt: skip
+            for y, a in GROUPS for i in range(images)]  # fmt: skip
     sizes = data.draw(st.tuples(*[st.integers(1, images)] * 3))
     balanced, biased = manifest.draw_sets(rows, seed, *sizes)
     for table, wanted in ((balanced, (sizes[0],) * 4), (biased, (*sizes[:0:-1], *sizes[1:]))):
-        found = [sum(r["path"].startswith(f"{y}_{a}/") for r in table) for y, a in CELLS]
+        found = [sum(r["path"].startswith(f"{y}_{a}/") for r in table) for y, a in GROUPS]
         assert found == list(wanted)
         assert [r for r in rows if r in table] == table  # manifest order, none twice
     assert manifest.draw_sets(rows, seed, *sizes) == (balanced, biased)
@@ -224,21 +224,21 @@ EXTRAS = ("with wavy hair", "wearing a hat", "in soft light", "with a pointy nos
 
 
 @quick
-@given(st.sampled_from(CELLS), st.data())
-def test_a_prompt_fits_its_own_cell_alone(cell, data):
-    smile = data.draw(st.sampled_from(SMILES[cell[0]]))
-    person = data.draw(st.sampled_from(PEOPLE[cell[1]]))
+@given(st.sampled_from(GROUPS), st.data())
+def test_a_prompt_fits_its_own_group_alone(group, data):
+    smile = data.draw(st.sampled_from(SMILES[group[0]]))
+    person = data.draw(st.sampled_from(PEOPLE[group[1]]))
     extras = data.draw(st.lists(st.sampled_from(EXTRAS), unique=True, max_size=3))
     prompt = f"{STARTS_WITH} {smile} {person} {', '.join(extras)}".strip() + "."
-    for other in CELLS:
+    for other in GROUPS:
         rules = {
             failure.rule
             for failure in check.check_prompt(
-                prompt, dataset="celeba", target="Smiling", protected="Male", cell=other,
+                prompt, dataset="celeba", target="Smiling", protected="Male", group=other,
                 set_name="contextual_50",
             )
         }  # fmt: skip
-        wrong = {name for name, i in (("target", 0), ("protected", 1)) if cell[i] != other[i]}
+        wrong = {name for name, i in (("target", 0), ("protected", 1)) if group[i] != other[i]}
         assert rules == wrong
 
 
@@ -271,4 +271,4 @@ def test_what_is_accepted_passes_the_check(prompts):
     kept = document["cells"]["1_0"]
     assert kept == list(dict.fromkeys(p for p in prompts if "woman" in p))[:4]
     assert {p for p, _ in refused} <= set(prompts)
-    assert not [f for f in check.check_cells(document) if f.cell == "1_0" and f.rule != "cells"]
+    assert not [f for f in check.check_groups(document) if f.group == "1_0" and f.rule != "groups"]

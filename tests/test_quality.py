@@ -18,7 +18,7 @@ from scipy.linalg import sqrtm
 
 from models.backbones import BACKBONES
 from stable_diffusion import audit, correlate, judges, quality
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 
 def noise(n: int, width: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -95,9 +95,9 @@ def test_too_few_images_are_nan_not_a_number():
 
 
 def test_copies_are_near_copies_and_new_images_are_not():
-    real = {group: noise(60, 12, seed) for seed, group in enumerate(CELLS)}
-    unseen = {group: noise(60, 12, 10 + seed) for seed, group in enumerate(CELLS)}
-    images = {group: noise(60, 12, 20 + seed) for seed, group in enumerate(CELLS)}
+    real = {group: noise(60, 12, seed) for seed, group in enumerate(GROUPS)}
+    unseen = {group: noise(60, 12, 10 + seed) for seed, group in enumerate(GROUPS)}
+    images = {group: noise(60, 12, 20 + seed) for seed, group in enumerate(GROUPS)}
     images[0, 1] = np.concatenate([real[1, 1][7:8] + 1e-4, images[0, 1]])  # of another group
     images[1, 0] = images[1, 0][:0]
     groups, rows, distances = quality.by_group(real, unseen, images)
@@ -105,7 +105,7 @@ def test_copies_are_near_copies_and_new_images_are_not():
     assert rows[60] == 3 * 60 + 7 and distances[60] < 1e-5
     assert 1 / 61 <= groups["0_1"]["near_copies"] < 0.1 and groups["1_1"]["near_copies"] < 0.1
     assert groups["all"]["synthetic"] == 181 and groups["0_0"]["real"] == 60
-    nothing = {group: noise(0, 12) for group in CELLS}
+    nothing = {group: noise(0, 12) for group in GROUPS}
     alone, _, _ = quality.by_group(real, nothing, images)
     assert math.isnan(alone["all"]["near_copies"]) and math.isnan(alone["all"]["fid_held_out"])
     assert alone["all"]["fid"] == groups["all"]["fid"]
@@ -199,7 +199,7 @@ def test_the_audit_compares_with_the_training_photographs(made, capsys):
     assert report["photographs"] == "48 training photographs of celeba"
     assert {name: (row["synthetic"], row["real"], row["held_out"])
             for name, row in report["groups"].items()} == {
-        **{f"{y}_{a}": (14, 12, 4) for y, a in CELLS}, "all": (56, 48, 16)}
+        **{f"{y}_{a}": (14, 12, 4) for y, a in GROUPS}, "all": (56, 48, 16)}
     assert all(row["fid"] > 0 and row[name] is not None
                for row in report["groups"].values() for name in quality.MEASURES)
     assert [(row["prompt"], row["images"]) for row in report["prompts"]["0_1"]] == [
@@ -253,12 +253,13 @@ def sets(tmp_path):
         values = dict.fromkeys(quality.MEASURES, 1.0)
         values |= {"vendi": 3.0 + number, "fid": 30.0 - number, "near_copies": None}
         images.mkdir()
-        cells = {"0_0": {"agreement": {"Smiling": 0.9}}, "0_1": {"agreement": {"Smiling": 0.7}}}
+        groups = {"0_0": {"agreement": {"Smiling": 0.9}}, "0_1": {"agreement": {"Smiling": 0.7}}}
         (images / "audit.json").write_text(json.dumps(
-            {"cells": cells, "quality": {"features": "inception", "groups": {"all": values}}}))
+            {"cells": groups, "quality": {"features": "inception", "groups": {"all": values}}}))
         for seed, change in ((1, -0.05), (2, 0.05)):
             test = dict.fromkeys(correlate.METRICS, 0.5) | {"wst": wst + change}
-            test |= {key: {f"{y}_{a}": 1 for y, a in CELLS} for key in ("group_acc", "group_count")}
+            test |= {key: {f"{y}_{a}": 1 for y, a in GROUPS}
+                     for key in ("group_acc", "group_count")}
             (runs / f"seed{seed}").mkdir(parents=True)
             (runs / f"seed{seed}" / "metrics.json").write_text(json.dumps({"test": test}))
         flags += ["--set", str(images), str(runs)]

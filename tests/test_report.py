@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base import CELLS, ImageTable
+from datasets.base import GROUPS, ImageTable
 from utils.files import write_json
 from utils.metrics import fairness_metrics, to_json
 from utils.reporting.__main__ import main
 from utils.reporting.report import write_contact_sheets, write_report
 
-COUNTS = (10, 20, 20, 10)  # test images of each cell
+COUNTS = (10, 20, 20, 10)  # test images of each group
 RIGHT = {"erm": (8, 20, 19, 6), "aim_fair": (9, 18, 18, 8)}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def save_run(folder, method, seed):
-    y, a = (np.repeat([cell[i] for cell in CELLS], COUNTS) for i in (0, 1))
+    y, a = (np.repeat([group[i] for group in GROUPS], COUNTS) for i in (0, 1))
     right = [np.arange(n) < c for n, c in zip(COUNTS, RIGHT[method], strict=True)]
     prediction = np.where(np.concatenate(right), y, 1 - y)
     write_json(folder / "metrics.json", {"test": to_json(fairness_metrics(prediction, y, a))})
@@ -69,7 +69,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.text, self.cells = [], {}, "", []
+        self.open, self.tags, self.text, self.groups = [], {}, "", []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -77,14 +77,14 @@ class Page(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.append(tag)
         if tag == "tr":
-            self.cells.append([])
+            self.groups.append([])
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         if self.open and self.open[-1] in ("th", "td"):
-            self.cells[-1].append(data)
+            self.groups[-1].append(data)
         self.text += data
 
 
@@ -104,12 +104,12 @@ def test_the_page_is_whole_and_asks_for_nothing(setting):
 
 
 def test_the_tables_are_those_of_the_summary(setting):
-    cells = Page((setting / "report.html").read_text()).cells
+    groups = Page((setting / "report.html").read_text()).groups
     lines = [line for line in (setting / "summary.md").read_text().splitlines() if "|" in line]
-    expected = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    expected = [[group.strip() for group in line.strip("|").split("|")] for line in lines]
     expected = [row for row in expected if not re.fullmatch("-+", row[0])]
     assert len(expected) >= 6
-    assert cells[: len(expected)] == expected
+    assert groups[: len(expected)] == expected
 
 
 def test_pictures_are_the_saved_ones(setting):
@@ -117,7 +117,7 @@ def test_pictures_are_the_saved_ones(setting):
     bytes_held = {base64.b64decode(p["src"].split(",")[1]): p for p in pictures}
     files = [*setting.glob("figures/*.png"), *setting.glob("contact_sheets/*.jpg")]
     assert {path.read_bytes() for path in files} == set(bytes_held)
-    assert len(files) == 3 + 2  # curves, accuracy against EO, one mask; two cells of faces
+    assert len(files) == 3 + 2  # curves, accuracy against EO, one mask; two groups of faces
     for data, picture in bytes_held.items():
         size = Image.open(io.BytesIO(data)).size
         assert (int(picture["width"]), int(picture["height"])) == size
@@ -125,11 +125,11 @@ def test_pictures_are_the_saved_ones(setting):
 
 
 def test_the_overlap_of_masks_is_among_the_tables(setting):
-    cells = Page((setting / "report.html").read_text()).cells
-    assert ["aim_fair", "2", "44 of 44", "1.00", "1.00", "44", "0"] in cells
+    groups = Page((setting / "report.html").read_text()).groups
+    assert ["aim_fair", "2", "44 of 44", "1.00", "1.00", "44", "0"] in groups
 
 
-def test_a_contact_sheet_shows_its_cell_from_first_to_last(setting):
+def test_a_contact_sheet_shows_its_group_from_first_to_last(setting):
     assert {path.name for path in setting.glob("contact_sheets/*")} == {
         "real_0_0.jpg", "real_1_0.jpg",
     }  # fmt: skip
@@ -141,12 +141,12 @@ def test_a_contact_sheet_shows_its_cell_from_first_to_last(setting):
 
 def test_cost_counts_a_shared_stage_once(setting):
     page = Page((setting / "report.html").read_text())
-    rows = {tuple(row[:2]): row[2:] for row in page.cells}
+    rows = {tuple(row[:2]): row[2:] for row in page.groups}
     # seconds: pre-training 3 + 4 and 4 + 4, fine-tuning 600 for each of two seeds
     assert rows["erm", "pretrain"] == ["2", "2", "4.00", "7.5 s"]
     assert rows["aim_fair", "pretrain"] == ["2", "2", "4.00", "7.5 s"]
     assert rows["aim_fair", "finetune"] == ["2", "2", "300.00", "10.0 min"]
-    assert rows["aim_fair", "in all"] == ["10.1 min"]  # and empty cells
+    assert rows["aim_fair", "in all"] == ["10.1 min"]  # and empty groups
     assert ("erm", "in all") not in rows
     assert "all of it took 20.2 min" in page.text
 
@@ -154,13 +154,13 @@ def test_cost_counts_a_shared_stage_once(setting):
 def test_settings_in_common_and_by_method(setting):
     text = (setting / "report.html").read_text()
     page = Page(text)
-    assert ["size", "24"] in page.cells
-    assert ["note", "<b>&"] in page.cells
+    assert ["size", "24"] in page.groups
+    assert ["note", "<b>&"] in page.groups
     assert "<b>" not in text
-    assert ["method", "finetune_lr"] in page.cells
-    assert ["aim_fair", "0.06"] in page.cells
-    assert ["erm", "–"] in page.cells
-    assert ["command", "train.py --seeds 1 2"] in page.cells
+    assert ["method", "finetune_lr"] in page.groups
+    assert ["aim_fair", "0.06"] in page.groups
+    assert ["erm", "–"] in page.groups
+    assert ["command", "train.py --seeds 1 2"] in page.groups
     assert "fingerprint" not in page.text
     assert "Smiling on celeba, fair about Male: 2 methods, 2 seeds." in page.text
 

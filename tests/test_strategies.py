@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import train
-from datasets.base import CELLS, ImageTable, Splits
+from datasets.base import GROUPS, ImageTable, Splits
 from datasets.mixing import Data
 from models import METHODS
 from models.backbones import BACKBONES
@@ -54,8 +54,8 @@ def table(name: str, counts: dict) -> ImageTable:
 
 
 def make_data(real: dict = REAL, pool: int = 9, seed: int = 1) -> Data:
-    splits = Splits(table("real", real), None, table("test", dict.fromkeys(CELLS, 1)))
-    return Data(splits, table("pool", dict.fromkeys(CELLS, pool)), SETTINGS, seed)
+    splits = Splits(table("real", real), None, table("test", dict.fromkeys(GROUPS, 1)))
+    return Data(splits, table("pool", dict.fromkeys(GROUPS, pool)), SETTINGS, seed)
 
 
 # --- training sets -------------------------------------------------------------------------------
@@ -64,8 +64,8 @@ def make_data(real: dict = REAL, pool: int = 9, seed: int = 1) -> Data:
 def test_supplementation_is_all_real_and_all_balanced_synthetic():
     data = make_data()
     assert data.supplemented.paths == data.real.paths + data.synthetic_balanced.paths
-    assert data.synthetic_balanced.counts() == dict.fromkeys(CELLS, 4)
-    assert data.supplemented.counts() == {cell: REAL[cell] + 4 for cell in CELLS}
+    assert data.synthetic_balanced.counts() == dict.fromkeys(GROUPS, 4)
+    assert data.supplemented.counts() == {group: REAL[group] + 4 for group in GROUPS}
 
 
 def test_repairing_fills_the_minority_groups_and_only_those(capsys):
@@ -80,7 +80,7 @@ def test_repairing_fills_the_minority_groups_and_only_those(capsys):
     capsys.readouterr()
     assert len(make_data(pool=7).repaired) == 20 + 7 + 1 + 7
     assert capsys.readouterr().err.splitlines() == [
-        "data repairing lacks 8 images of cell 1_1 and gets the 7 that were generated"
+        "data repairing lacks 8 images of group 1_1 and gets the 7 that were generated"
     ]
     with pytest.raises(UserError, match="protected labels are not all known"):
         make_data({(0, -1): 3, (1, 1): 1}).repaired  # noqa: B018
@@ -377,7 +377,7 @@ def test_bias_ratio_finds_the_planted_minority(tmp_path, capsys):
 
 
 def write_run(setting: Path, row: str, seed: int, validation: float | None, **config) -> None:
-    """A finished run with 80, 90, 70 and 60 of 100 right in the four cells."""
+    """A finished run with 80, 90, 70 and 60 of 100 right in the four groups."""
     groups = dict(zip(["0_0", "0_1", "1_0", "1_1"], [0.8, 0.9, 0.7, 0.6], strict=True))
     test = dict.fromkeys(("acc", "std", "eo_mean", "eo_worst", "ad", "aod", "eod"), 0.75)
     test |= {"wst": 0.6, "group_acc": groups, "group_count": dict.fromkeys(groups, 100)}

@@ -1,4 +1,4 @@
-"""Tables from small saved runs: exact text, the paper's row, paired intervals, empty cells."""
+"""Tables from small saved runs: exact text, the paper's row, paired intervals, empty groups."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.files import write_json
-from utils.metrics import CELLS, fairness_metrics, to_json
+from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.reporting.__main__ import main
 from utils.reporting.comparisons import beside_papers, differences, paired_difference
 from utils.reporting.paper import eo_definition, marks_of, paper_row
@@ -25,7 +25,7 @@ PAPER = {  # method: (paper_table, paper_row)
     "erm": ("3", "Baseline (ERM)"),
     "aim_fair": ("3", "AIM-Fair"),
 }
-RUNS = {  # method: {seed: correct of each cell, out of COUNTS}
+RUNS = {  # method: {seed: correct of each group, out of COUNTS}
     "aim_fair": {100: (9, 18, 18, 8), 200: (8, 18, 17, 9)},
     "erm": {100: (8, 20, 19, 6), 200: (9, 20, 19, 7)},
     "full_finetuning": {100: (9, 18, 18, 8)},
@@ -34,8 +34,8 @@ COUNTS = (10, 20, 20, 10)
 
 
 def write_run(folder, correct, counts=COUNTS, config=None, **more):
-    y = np.repeat([cell[0] for cell in CELLS], counts)
-    a = np.repeat([cell[1] for cell in CELLS], counts)
+    y = np.repeat([group[0] for group in GROUPS], counts)
+    a = np.repeat([group[1] for group in GROUPS], counts)
     right = np.concatenate([np.arange(n) < c for n, c in zip(counts, correct, strict=True)])
     metrics = to_json(fairness_metrics(np.where(right, y, 1 - y), y, a))
     write_json(folder / "metrics.json", {"test": metrics, "selected_epoch": 3, **more})
@@ -105,8 +105,8 @@ def test_summary_csv(setting):
     assert "eo" not in erm
     assert "wst" not in erm
     assert erm["seeds"] == "2"
-    # mean cells .85 1 .95 .65; EO worst .35 and .25, per-seed STD of those two: .1 / sqrt(2)
-    assert [erm[f"g{y}{a}"] for y, a in CELLS] == ["85.0000", "100.0000", "95.0000", "65.0000"]
+    # mean groups .85 1 .95 .65; EO worst .35 and .25, per-seed STD of those two: .1 / sqrt(2)
+    assert [erm[f"g{y}{a}"] for y, a in GROUPS] == ["85.0000", "100.0000", "95.0000", "65.0000"]
     assert erm["eo_worst_table"] == erm["eo_worst_mean"] == "30.0000"
     assert float(erm["eo_worst_std"]) == pytest.approx(100 * 0.1 / math.sqrt(2), abs=1e-4)
     assert float(erm["difference_eo"]) == pytest.approx(30 - 23.84)
@@ -118,7 +118,7 @@ def test_summary_csv(setting):
 
 def test_both_ways_of_averaging_are_kept_apart(setting):
     frame = collect(Results(setting)).set_index("method")
-    # aim_fair: cells .9 .9 .9 .8 and .8 .9 .85 .9, so means .85 .9 .875 .85, worst cells .8 and .8
+    # aim_fair: groups .9 .9 .9 .8 and .8 .9 .85 .9, so means .85 .9 .875 .85, worst .8 and .8
     assert frame.wst_table["aim_fair"] == pytest.approx(85)
     assert frame.wst_mean["aim_fair"] == pytest.approx(80)
     assert frame.eo_worst_table["aim_fair"] == pytest.approx(10)
@@ -126,12 +126,12 @@ def test_both_ways_of_averaging_are_kept_apart(setting):
     assert set(FIGURES) == {"acc", "wst", "eo_worst", "eo_mean", "std", "ad", "aod", "eod"}
 
 
-def test_empty_cell_is_not_available_and_counted(tmp_path):
+def test_empty_group_is_not_available_and_counted(tmp_path):
     write_run(tmp_path / "s" / "erm" / "seed1", (0, 5, 5, 5), counts=(0, 10, 10, 10))
     text = write_summary(tmp_path / "s")
     row = next(line for line in text.splitlines() if line.startswith("| erm"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["erm", "1", "50.00", *["n/a"] * 5, *["50.00"] * 3, "n/a"]
+    groups = [group.strip() for group in row.strip("|").split("|")]
+    assert groups == ["erm", "1", "50.00", *["n/a"] * 5, *["50.00"] * 3, "n/a"]
     assert (
         "Test images per group: y=0 a=0: 0, y=0 a=1: 10, y=1 a=0: 10, y=1 a=1: 10; "
         "what needs an empty group is n/a." in text

@@ -339,8 +339,8 @@ def copied(data: Path, to: Path) -> Path:
 
 def swap_png(copy: Path) -> None:
     # the same number of bytes, another picture: PNG's last bytes check all pixels
-    cells = copy / "synthetic" / "Smiling_Male"
-    (cells / "0_0" / "00003.png").write_bytes((cells / "1_1" / "00003.png").read_bytes())
+    groups = copy / "synthetic" / "Smiling_Male"
+    (groups / "0_0" / "00003.png").write_bytes((groups / "1_1" / "00003.png").read_bytes())
 
 
 def swap_photograph(copy: Path) -> None:
@@ -691,19 +691,19 @@ WRONG_FLAGS = [
     (["--batch-size", "eight"], "'eight' is not a whole number"),
     (["--eval-batch-size", "0"], "at least 1"),
     (["--size", "0"], "at least 1"),
-    (["--size", "1000"], "cell 0_0 needs 125 and has 12"),
+    (["--size", "1000"], "group 0_0 needs 125 and has 12"),
     (["--minority", "1.5"], "at most 1"),
     (["--rule", "last"], "invalid choice"),
     (["--data-seed", "-1"], "at least 0"),
     (["--val", "test"], "invalid choice"),
     (["--test-size", "10"], "multiple of 4, not 10"),
-    (["--test-size", "400"], "cell 0_0 needs 100 and has 4"),
+    (["--test-size", "400"], "group 0_0 needs 100 and has 4"),
     (["--target", "Nose"], "has no attribute 'Nose'; it has: Smiling, Male, Young"),
     (["--protected", "Smiling"], "both 'Smiling'"),
     (["--data-root", "nowhere"], "there is no folder nowhere"),
     (["--dataset", "imagenet"], "choose from celeba"),
     (["--synthetic-root", "nowhere"], "nowhere/Smiling_Male/"),
-    (["--synthetic-ratio", "9"], "cell 0_0 needs 54 and has 14"),
+    (["--synthetic-ratio", "9"], "group 0_0 needs 54 and has 14"),
     (["--synthetic-ratio", "0"], "must be above 0"),
     (["--synthetic-ratio", "0.01"], "multiple of 4, not 0"),
     (["--synthetic-minority", "-0.1"], "at least 0"),

@@ -13,11 +13,11 @@ from test_prompts import ask, committed, server  # noqa: F401 - server is a fixt
 from prompts import build, check, coverage, variety
 from prompts.attributes import negations
 from prompts.instruction import CELEBA_OTHERS, STARTS_WITH
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 
 
 def rules(document: dict) -> set[tuple[str, str | None]]:
-    return {(failure.rule, failure.cell) for failure in check.check_cells(document)}
+    return {(failure.rule, failure.group) for failure in check.check_groups(document)}
 
 
 def test_a_varied_set_passes():
@@ -26,14 +26,14 @@ def test_a_varied_set_passes():
 
 def test_openings_are_counted():
     document = varied()
-    cell = document["cells"]["1_0"]
+    group = document["cells"]["1_0"]
     for i in range(11):  # two patterns, of six and of five prompts
-        cell[i] = cell[i].replace(cell[i].split()[5], "babim").replace(
-            cell[i].split()[6], "dodal" if i % 2 else "fifop")
-    assert variety.shared_openings(cell, STARTS_WITH) == 11
+        group[i] = group[i].replace(group[i].split()[5], "babim").replace(
+            group[i].split()[6], "dodal" if i % 2 else "fifop")
+    assert variety.shared_openings(group, STARTS_WITH) == 11
     assert rules(document) == {("openings", "1_0")}
     assert variety.measures(document)["openings"] == 11 / 20
-    cell[10] = f"{STARTS_WITH} wide smiling woman."
+    group[10] = f"{STARTS_WITH} wide smiling woman."
     assert rules(document) == set()
 
 
@@ -43,7 +43,7 @@ def test_an_opening_may_begin_with_an():
     )
 
 
-def test_words_shared_between_the_target_cells_are_counted():
+def test_words_shared_between_the_target_groups_are_counted():
     document = varied()
     document["cells"]["1_1"] = [p.replace("stern", "smiling") for p in document["cells"]["0_1"]]
     # Of seven words six are shared: stern and smiling differ.
@@ -60,10 +60,10 @@ def test_words_shared_between_the_target_cells_are_counted():
 @pytest.mark.parametrize("shift", [0, 3])
 def test_a_list_of_poses_gone_through_in_order_is_found(shift):
     document = varied(head_poses=True)
-    for place, cell in enumerate(document["cells"].values()):
-        for i, prompt in enumerate(cell):
+    for place, group in enumerate(document["cells"].values()):
+        for i, prompt in enumerate(group):
             pose = POSES[(i + shift * place) % len(POSES)]
-            cell[i] = re.sub(r", .*", f", {pose}.", prompt)
+            group[i] = re.sub(r", .*", f", {pose}.", prompt)
     found = variety.measures(document)
     assert found["poses"] == len(POSES)
     assert found["cycle"] > 0.8
@@ -79,10 +79,11 @@ def test_full_profiles_are_found_and_slight_turns_are_not():
 
 @pytest.mark.parametrize("attribute", CELEBA_OTHERS)
 def test_an_attribute_that_no_prompt_names_is_missing(attribute):
-    everything = {cell: [f"Portrait with {text}." for text in PHRASES.values()] for cell in CELLS}
+    everything = {group: [f"Portrait with {text}." for text in PHRASES.values()]
+                  for group in GROUPS}
     assert coverage.missing_attributes("Smiling", "Male", everything) == []
-    without = {cell: [f"Portrait with {text}." for name, text in PHRASES.items()
-                      if name != attribute] for cell in CELLS}  # fmt: skip
+    without = {group: [f"Portrait with {text}." for name, text in PHRASES.items()
+                      if name != attribute] for group in GROUPS}  # fmt: skip
     assert coverage.missing_attributes("Smiling", "Male", without) == [attribute]
 
 
@@ -91,8 +92,8 @@ def test_a_blurred_background_is_no_blurry_picture():
     assert "blurry" in coverage.missing_attributes("Smiling", "Male", behind)
 
 
-def test_an_attribute_of_one_sex_counts_in_its_cells_only():
-    beards = {(y, a): ["A goatee and lipstick."] if a == 0 else ["A hat."] for y, a in CELLS}
+def test_an_attribute_of_one_sex_counts_in_its_groups_only():
+    beards = {(y, a): ["A goatee and lipstick."] if a == 0 else ["A hat."] for y, a in GROUPS}
     missing = coverage.missing_attributes("Smiling", "Male", beards)
     assert "goatee" in missing
     assert "wearing lipstick" not in missing
@@ -120,7 +121,7 @@ def test_denials_are_found(attribute, text, found):
 def test_a_plain_set_is_held_to_no_measure():
     document = committed("Smiling_Male_plain")
     assert variety.broken_limits(document) == []
-    assert not any(negations("Smiling", p) for cell in document["cells"].values() for p in cell)
+    assert not any(negations("Smiling", p) for group in document["cells"].values() for p in group)
 
 
 def test_measures_are_printed_a_line_a_file(tmp_path, capsys):

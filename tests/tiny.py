@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 SIDE = 32  # pixels
 PARTITIONS = (48, 16, 16)  # training, validation, test images
-SYNTHETIC = 14  # images a cell
+SYNTHETIC = 14  # images a group
 MASK = Path(__file__).parent / "golden" / "tiny_mask.txt"  # the tensors of row given_mask
 
 # Hyper-parameters with which a method takes less than a second there (--set).
@@ -56,10 +56,10 @@ def make(root: Path) -> Path:
     (lists / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
     for smiling in (0, 1):
         for male in (0, 1):
-            cell = root / "synthetic" / "Smiling_Male" / f"{smiling}_{male}"
-            cell.mkdir(parents=True)
+            group = root / "synthetic" / "Smiling_Male" / f"{smiling}_{male}"
+            group.mkdir(parents=True)
             for number in range(SYNTHETIC):
-                face(rng, smiling, male).save(cell / f"{number:05d}.png")
+                face(rng, smiling, male).save(group / f"{number:05d}.png")
     edits, rows = root / "edits", ["path,source,protected"]
     edits.mkdir()
     for number in range(PARTITIONS[0]):

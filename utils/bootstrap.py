@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.metrics import CELLS, METRICS, group_index
+from utils.metrics import GROUPS, METRICS, group_index
 
 DRAWS = 10_000
 LEVEL = 95  # per cent
@@ -28,8 +28,8 @@ def group_accuracies(
     empty group they are NaN.
     """
     group, rng = group_index(y, a), np.random.default_rng(seed)
-    result = np.full((draws, len(right), len(CELLS)), np.nan)
-    for g in range(len(CELLS)):
+    result = np.full((draws, len(right), len(GROUPS)), np.nan)
+    for g in range(len(GROUPS)):
         here = right[:, group == g]
         if number := here.shape[1]:
             patterns, counts = np.unique(here, axis=1, return_counts=True)
@@ -41,7 +41,7 @@ def group_accuracies(
 def measures(group_acc: np.ndarray, count: Sequence[int]) -> dict[str, np.ndarray]:
     """METRICS and the group accuracies, each float64 [...], as `fairness_metrics` defines them.
 
-    group_acc: float64 [..., 4] in the order of CELLS. count: images of the four groups.
+    group_acc: float64 [..., 4] in the order of GROUPS. count: images of the four groups.
     """
     count = np.asarray(count, float)
     g = np.moveaxis(np.asarray(group_acc, float), -1, 0)
@@ -59,7 +59,7 @@ def measures(group_acc: np.ndarray, count: Sequence[int]) -> dict[str, np.ndarra
         "aod": (tpr + fpr) / 2, "eod": tpr,
     }
     return {name: values[name] for name in METRICS} | {
-        f"group_acc_{y}_{a}": g[i] for i, (y, a) in enumerate(CELLS)}
+        f"group_acc_{y}_{a}": g[i] for i, (y, a) in enumerate(GROUPS)}
 
 
 def percentiles(values: np.ndarray) -> Interval:

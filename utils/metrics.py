@@ -1,8 +1,8 @@
 """Group fairness metrics of AIM-Fair (section 4.2) and FairIF (section 3.1) from 0/1 predictions.
 
 y is the target label, a the protected label, h the prediction; g(y, a) = P(h = y | y, a) is the
-accuracy of the cell (y, a). Everything is a fraction in [0, 1]. A figure that needs a cell without
-images is NaN, never 0, and `group_count` says which cell it was.
+accuracy of the group (y, a). Everything is a fraction in [0, 1]. A metric that needs a group
+without images is NaN, never 0, and `group_count` says which it was.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-CELLS: tuple[tuple[int, int], ...] = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a), in order of g
+GROUPS: tuple[tuple[int, int], ...] = ((0, 0), (0, 1), (1, 0), (1, 1))  # (y, a), in order of g
 METRICS: tuple[str, ...] = ("acc", "wst", "std", "eo_mean", "eo_worst", "ad", "aod", "eod")
 
 
@@ -40,7 +40,7 @@ def fairness_metrics(prediction, y, a) -> dict[str, Any]:
     Returns fractions in [0, 1], with TPR_a = P(h = 1 | y = 1, a), FPR_a = P(h = 1 | y = 0, a):
 
         acc       P(h = y) over all images
-        wst       min over cells of g(y, a)                          AIM-Fair eq. 10
+        wst       min over groups of g(y, a)                         AIM-Fair eq. 10
         std       population standard deviation of the four g(y, a)
         eo_mean   (|TPR_0 - TPR_1| + |FPR_0 - FPR_1|) / 2            AIM-Fair eq. 9, its Table 8
         eo_worst  max(|TPR_0 - TPR_1|, |FPR_0 - FPR_1|)              what its other tables hold
@@ -48,8 +48,8 @@ def fairness_metrics(prediction, y, a) -> dict[str, Any]:
         aod       (|TPR_1 - TPR_0| + |TNR_1 - TNR_0|) / 2            FairIF eq. 4 (equals eo_mean)
         eod       |TPR_1 - TPR_0|                                    FairIF eq. 5
 
-    and `group_acc` {(y, a): g} and `group_count` {(y, a): number of images}. With an empty cell
-    its accuracy, wst, std, eo_* and aod are NaN; eod is NaN only where a y = 1 cell is empty, ad
+    and `group_acc` {(y, a): g} and `group_count` {(y, a): number of images}. With an empty group
+    its accuracy, wst, std, eo_* and aod are NaN; eod is NaN only where a y = 1 group is empty, ad
     only where no image has a = 0 or none has a = 1.
     Raises ValueError on empty input, unequal lengths and values outside {0, 1}.
     """
@@ -63,7 +63,7 @@ def fairness_metrics(prediction, y, a) -> dict[str, Any]:
     group = group_index(y, a)
     count = np.bincount(group, minlength=4)
     correct = np.bincount(group[prediction == y], minlength=4)
-    group_acc = {cell: _ratio(correct[i], count[i]) for i, cell in enumerate(CELLS)}
+    group_acc = {group: _ratio(correct[i], count[i]) for i, group in enumerate(GROUPS)}
 
     # |FPR_0 - FPR_1| = |TNR_0 - TNR_1|, and TNR_a = g(0, a), TPR_a = g(1, a)
     fpr_difference = abs(group_acc[0, 0] - group_acc[0, 1])
@@ -80,7 +80,7 @@ def fairness_metrics(prediction, y, a) -> dict[str, Any]:
         "aod": (tpr_difference + fpr_difference) / 2,
         "eod": tpr_difference,
         "group_acc": group_acc,
-        "group_count": {cell: int(count[i]) for i, cell in enumerate(CELLS)},
+        "group_count": {group: int(count[i]) for i, group in enumerate(GROUPS)},
     }
 
 
@@ -94,11 +94,11 @@ def table_style(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Raises ValueError without runs.
     """
     runs = _runs(runs)
-    group_acc = {cell: _mean([run["group_acc"][cell] for run in runs]) for cell in CELLS}
+    group_acc = {group: _mean([run["group_acc"][group] for run in runs]) for group in GROUPS}
     result = {name: _mean([run[name] for run in runs]) for name in METRICS}
     result["wst"], result["std"] = _worst_and_spread(group_acc)
     result["group_acc"] = group_acc
-    result["group_count"] = {c: min(run["group_count"][c] for run in runs) for c in CELLS}
+    result["group_count"] = {c: min(run["group_count"][c] for run in runs) for c in GROUPS}
     return result
 
 
@@ -118,22 +118,22 @@ def summary(runs: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float]]
 
 
 def to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The same figures with cells as "y_a" strings; utils.files.write_json turns NaN into null."""
+    """The same figures with groups as "y_a" strings; utils.files.write_json turns NaN into null."""
     return {
-        key: {f"{y}_{a}": value[y, a] for y, a in CELLS} if key.startswith("group_") else value
+        key: {f"{y}_{a}": value[y, a] for y, a in GROUPS} if key.startswith("group_") else value
         for key, value in metrics.items()
     }
 
 
 def from_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo to_json: cells as (y, a) tuples and null as NaN; a fairness_metrics result stays as is.
+    """Undo to_json: groups as (y, a) tuples and null as NaN; a fairness_metrics result stays as is.
 
-    Raises KeyError naming the metric or cell that is missing.
+    Raises KeyError naming the metric or group that is missing.
     """
     result: dict[str, Any] = {name: _number(metrics[name]) for name in METRICS}
     for key in ("group_acc", "group_count"):
-        cells = metrics[key]
-        values = {c: cells[c] if c in cells else cells[f"{c[0]}_{c[1]}"] for c in CELLS}
+        groups = metrics[key]
+        values = {c: groups[c] if c in groups else groups[f"{c[0]}_{c[1]}"] for c in GROUPS}
         result[key] = {c: _number(v) if key == "group_acc" else int(v) for c, v in values.items()}
     return result
 
@@ -163,8 +163,8 @@ def _number(value) -> float:
 
 
 def _worst_and_spread(group_acc: Mapping[tuple[int, int], float]) -> tuple[float, float]:
-    values = np.array([group_acc[cell] for cell in CELLS])
-    return float(values.min()), float(values.std())  # both NaN where a cell is
+    values = np.array([group_acc[group] for group in GROUPS])
+    return float(values.min()), float(values.std())  # both NaN where a group is
 
 
 def _runs(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

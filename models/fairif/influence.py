@@ -58,7 +58,7 @@ def gap_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The relaxed TPR and TNR gaps, float [2], and their gradients, float [2, P].
 
-    batches: the validation samples with protected labels. Raises UserError where a cell (y, a) is
+    batches: the validation samples with protected labels. Raises UserError where a group (y, a) is
     missing, for a model whose outputs are not finite, and where a gap has no gradient.
     """
     y, a = (torch.cat([batch[i] for batch in batches]) for i in (2, 3))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.base import Table
-from datasets.subsets import draw_cells
+from datasets.subsets import draw_groups
 from models import backbones
 from models.fairif.hessian import METHODS as INVERSES
 from models.fairif.hessian import PRODUCTS, Batch, chosen_parameters, evaluation
@@ -233,7 +233,7 @@ def curvature_batches(run: Run) -> Held:
 def validation_part(val: Table, share: float, seed: int) -> Table:
     """That share of each group (y, a), rounded, drawn by the seed; a smaller one is part of a
     larger one. All of them, in their order, where share is 1. UserError where a group is empty."""
-    counts = {cell: round(share * count) for cell, count in val.counts().items()}
-    drawn = draw_cells(val, counts, seed)
+    counts = {group: round(share * count) for group, count in val.counts().items()}
+    drawn = draw_groups(val, counts, seed)
     check_groups(torch.from_numpy(drawn.y), torch.from_numpy(drawn.a))
     return drawn

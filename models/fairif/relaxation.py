@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.metrics import CELLS, group_index
+from utils.metrics import GROUPS, group_index
 
 KINDS = ("sigmoid", "gumbel")
 
@@ -53,16 +53,16 @@ class Relaxation:
 
 
 def check_groups(y: Tensor, a: Tensor) -> None:
-    """Raise UserError unless all four cells (y, a) are there and every label is 0 or 1."""
+    """Raise UserError unless all four groups (y, a) are there and every label is 0 or 1."""
     try:
         present = torch.bincount(group_index(y, a), minlength=4) > 0
     except ValueError as error:
         raise UserError(f"the validation set's labels cannot be used: {error}") from None
-    missing = [cell for cell, here in zip(CELLS, present.tolist(), strict=True) if not here]
+    missing = [group for group, here in zip(GROUPS, present.tolist(), strict=True) if not here]
     if missing:
-        cells = ", ".join(f"y = {y} and a = {a}" for y, a in missing)
+        groups = ", ".join(f"y = {y} and a = {a}" for y, a in missing)
         raise UserError(
-            f"the validation set has no sample with {cells}, so TPR or TNR of that group is not "
+            f"the validation set has no sample with {groups}, so TPR or TNR of that group is not "
             "defined; use a larger validation set or another split"
         )
 
@@ -70,7 +70,7 @@ def check_groups(y: Tensor, a: Tensor) -> None:
 def relaxed_gaps(logits: Tensor, y: Tensor, a: Tensor, relaxation: Relaxation) -> Tensor:
     """F_TPR(D0) - F_TPR(D1) and F_TNR(D0) - F_TNR(D1), float [2], differentiable in the logits.
 
-    logits: float [N]; y, a: int64 [N], all four cells present (check_groups).
+    logits: float [N]; y, a: int64 [N], all four groups present (check_groups).
     """
     positive = relaxation.probability(logits)
     return _gaps(positive, y, a)

@@ -51,7 +51,7 @@ def load_plain(model: str, scheduler: str, dtype: torch.dtype, device: torch.dev
 
 
 def plan(batches: int, size: int) -> list[list[Row]]:
-    """Rows of the first cell's prompts, in turn."""
+    """Rows of the first group's prompts, in turn."""
     prompts = json.loads(PROMPTS.read_text())["cells"]["0_0"]
     rows = [Row(f"{i:05d}.png", 0, 0, i, prompts[i % len(prompts)], 1000 + i)
             for i in range(batches * size)]  # fmt: skip

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", default=["images", "seeds"],
                         choices=("images", "seeds"))  # fmt: skip
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--images", type=int, default=16, help="of each of 4 cells")
+    parser.add_argument("--images", type=int, default=16, help="of each of 4 groups")
     parser.add_argument("--size", type=int, default=400, help="training images")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,7 @@ import torch
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
-CELLS = {"0_0": ["a face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["a smile"]}
+GROUPS = {"0_0": ["a face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["a smile"]}
 SMALL = ["--backbone", "resnet18_quarter", "--methods", "erm", "--pretrain-epochs", 1,
          "--no-tables", "--seeds", 1, 2]
 
@@ -44,7 +44,7 @@ def test_two_seeds_at_once_on_one_gpu(data, device, tmp_path):
 def test_torchruns_processes_share_the_images(device, tmp_path, tiny_pipeline_dir):
     prompts = tmp_path / "p.json"
     prompts.write_text(json.dumps({"dataset": "celeba", "set": "plain", "target": "Smiling",
-                                   "protected": "Male", "cells": CELLS}))
+                                   "protected": "Male", "cells": GROUPS}))
     printed = finished([
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
         "stable_diffusion/generate.py", "--model", tiny_pipeline_dir, "--prompts", prompts,

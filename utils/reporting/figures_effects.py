@@ -27,8 +27,8 @@ def tensor_effects(results: Results) -> Figure | None:
     blocks = pd.concat([gains(record, "blocks") for record in records.values()])
     order = list(dict.fromkeys(blocks.index))
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(order)}
-    figure, axes = plt.subplots(len(EFFECTS), 3, figsize=(11, 3 * len(EFFECTS)), layout="constrained",
-                                sharey="row", width_ratios=(1, 1, 0.8))
+    figure, axes = plt.subplots(len(EFFECTS), 3, figsize=(11, 3 * len(EFFECTS)), sharey="row",
+                                layout="constrained", width_ratios=(1, 1, 0.8))
     for row, (effect, said) in zip(axes, EFFECTS.items(), strict=True):
         for axis, predictor in zip(row, ("delta1", "delta2"), strict=False):
             for block in order:

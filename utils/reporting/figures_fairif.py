@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 from utils.reporting.figure_style import COLOURS
 from utils.reporting.results import Results
 
@@ -68,11 +68,11 @@ def _show(axis: Axes, path: str) -> None:
 
 def _group_means(axis: Axes, runs: list[tuple]) -> None:
     """Mean weight of each group (y, a), over the seeds, with each seed's own as a dot."""
-    members = [[(table[["y", "a"]] == cell).all(axis=1).to_numpy() for cell in CELLS]
+    members = [[(table[["y", "a"]] == group).all(axis=1).to_numpy() for group in GROUPS]
                for _, table in runs]  # an image whose label is unknown is in none
     means = np.array([[_mean(weights[group]) for group in groups]
                       for (weights, _), groups in zip(runs, members, strict=True)])  # [seeds, 4]
-    places = np.arange(len(CELLS))
+    places = np.arange(len(GROUPS))
     height = means.mean(axis=0)
     bars = axis.bar(places, height - 1, bottom=1, color=COLOURS[0], width=0.7)  # 1 is ERM's
     digits = _digits(np.nanmax(height) - np.nanmin(height))
@@ -82,7 +82,7 @@ def _group_means(axis: Axes, runs: list[tuple]) -> None:
     axis.axhline(1, color="black", linewidth=0.8)
     axis.ticklabel_format(axis="y", useOffset=False)
     counts = [group.sum() for group in members[0]]
-    axis.set_xticks(places, [f"{y}, {a}\nn={n}" for (y, a), n in zip(CELLS, counts, strict=True)])
+    axis.set_xticks(places, [f"{y}, {a}\nn={n}" for (y, a), n in zip(GROUPS, counts, strict=True)])
     axis.grid(axis="x", visible=False)
     axis.set_title("mean weight of a group (y, a)", fontsize=9)
     axis.margins(y=0.15)

@@ -21,7 +21,7 @@ from utils.reporting.results import read_table
 
 TABLES = Path(__file__).parent / "paper_tables"
 FIGURES = ("acc", "wst", "eo", "std", "ad", "aod", "eod")  # columns; AIM-Fair's eo is one of ours
-CELL_FIGURES = ("g00", "g01", "g10", "g11")
+GROUP_FIGURES = ("g00", "g01", "g10", "g11")
 OUR_EO = {"worst": "eo_worst", "mean": "eo_mean"}  # which of ours stands beside its EO
 FAIRIF = "fairif-"
 FAIRIF_TABLES = ("1", "2", "3", "4", "5", "11")  # in absolute figures
@@ -77,7 +77,7 @@ def paper_row(
     found = _aim_fair_row(table, row, dataset, target, protected)
     if found is None:
         return None
-    return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *CELL_FIGURES)}
+    return {name: float(found.get(name, math.nan)) for name in (*FIGURES, *GROUP_FIGURES)}
 
 
 def marks_of(
@@ -124,7 +124,7 @@ def _fairif_row(number: str, row: str, *setting: str | None) -> dict[str, float]
         return None
     figures = {"acc": float(found["acc_percent"]), "ad": float(found["ad_percent"]),
                "aod": 100 * float(found["aod"]), "eod": 100 * float(found["eod"])}
-    return dict.fromkeys((*FIGURES, *CELL_FIGURES), math.nan) | figures
+    return dict.fromkeys((*FIGURES, *GROUP_FIGURES), math.nan) | figures
 
 
 def _one(rows: pd.DataFrame, name: str, given: Mapping[str, Any]) -> pd.Series | None:

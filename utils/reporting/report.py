@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from utils.files import write_atomic
-from utils.metrics import CELLS
+from utils.metrics import GROUPS
 from utils.reporting.html import image, markdown_to_html, page, table
 from utils.reporting.results import Results
 from utils.reporting.row_settings import NO_SETTING
@@ -48,7 +48,7 @@ def write_contact_sheets(setting_dir: str | Path, tables: Mapping[str, Any]) -> 
     """
     written = []
     for name, images in tables.items():
-        for y, a in CELLS if images is not None else ():
+        for y, a in GROUPS if images is not None else ():
             rows = np.flatnonzero((images.y == y) & (images.a == a))
             if not len(rows):
                 continue

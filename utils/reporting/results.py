@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.metrics import CELLS, METRICS, from_json
+from utils.metrics import GROUPS, METRICS, from_json
 from utils.records import read_log, read_record
 
 Value = TypeVar("Value")
@@ -105,7 +105,7 @@ class Results:
             raise UserError(
                 f"{self.folder} has no finished run (metrics.json); start training again")
         rows = {(method, seed): {name: 100 * metrics[name] for name in METRICS}
-                | {f"g{y}{a}": 100 * metrics["group_acc"][y, a] for y, a in CELLS}
+                | {f"g{y}{a}": 100 * metrics["group_acc"][y, a] for y, a in GROUPS}
                 for method, seeds in self.metrics.items() for seed, metrics in seeds.items()}
         index = pd.MultiIndex.from_tuples(rows, names=["method", "seed"])
         return pd.DataFrame(list(rows.values()), index=index)

@@ -23,7 +23,7 @@ import pandas as pd
 
 from utils.errors import UserError
 from utils.files import write_atomic
-from utils.metrics import CELLS, table_style
+from utils.metrics import GROUPS, table_style
 from utils.reporting import comparisons, effects, masks, paper, row_settings
 from utils.reporting.results import Results
 from utils.reporting.section import (
@@ -54,8 +54,8 @@ def collect(results: Results) -> pd.DataFrame:
         row |= {f"{name}_table": 100 * table[name] for name in FIGURES}
         for name in FIGURES:
             row[f"{name}_mean"], row[f"{name}_std"] = results.spread(method, name)
-        row |= {f"g{y}{a}": 100 * table["group_acc"][y, a] for y, a in CELLS}
-        row |= {f"n{y}{a}": table["group_count"][y, a] for y, a in CELLS}
+        row |= {f"g{y}{a}": 100 * table["group_acc"][y, a] for y, a in GROUPS}
+        row |= {f"n{y}{a}": table["group_count"][y, a] for y, a in GROUPS}
         configs = results.configs.get(method, {})
         said = [results.records[method][seed].get("passes", math.nan) for seed in by_seed]
         row["passes"] = sum(said) / len(said)
@@ -72,7 +72,7 @@ def _paper_columns(
     wanted = {tuple(config.get(key) for key in keys) for config in configs}
     if len(wanted) > 1:
         raise UserError(f"the seeds of {method} differ in {', '.join(keys)}; separate them")
-    figures = dict.fromkeys((*paper.FIGURES, *paper.CELL_FIGURES), math.nan)
+    figures = dict.fromkeys((*paper.FIGURES, *paper.GROUP_FIGURES), math.nan)
     labels: dict[str, Any] = dict.fromkeys(
         ("paper_table", "paper_row", "paper_eo_definition", "paper_note", "paper_marks")
     )
@@ -97,17 +97,17 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
     rows = [
         {"method": row["method"], "seeds": str(row["seeds"]),
          **{TITLES[name]: number(row[f"{name}_table"]) for name in TABLE_FIGURES},
-         **{f"y={y} a={a}": number(row[f"g{y}{a}"]) for y, a in CELLS},
+         **{f"y={y} a={a}": number(row[f"g{y}{a}"]) for y, a in GROUPS},
          "passes": "n/a" if math.isnan(row["passes"]) else f"{row['passes'] / 1000:.1f}"}
         for row in frame.to_dict("records")
     ]
-    counts = frame.groupby([f"n{y}{a}" for y, a in CELLS], sort=False)["method"]
+    counts = frame.groupby([f"n{y}{a}" for y, a in GROUPS], sort=False)["method"]
     lines = []
     for numbers, methods in counts:
         owner = f" ({', '.join(methods)})" if len(counts) > 1 else ""
-        cells = ", ".join(f"y={y} a={a}: {n}" for (y, a), n in zip(CELLS, numbers, strict=True))
+        groups = ", ".join(f"y={y} a={a}: {n}" for (y, a), n in zip(GROUPS, numbers, strict=True))
         empty = "; what needs an empty group is n/a" if 0 in numbers else ""
-        lines.append(f"Test images per group{owner}: {cells}{empty}.")
+        lines.append(f"Test images per group{owner}: {groups}{empty}.")
     return Section(
         "As the paper's tables are computed",
         "WST and STD from group accuracies averaged over seeds; ACC and EO averaged over seeds. "

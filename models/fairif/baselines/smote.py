@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datasets.base import ArrayTable
 from utils.errors import UserError
-from utils.metrics import CELLS, group_index
+from utils.metrics import GROUPS, group_index
 
 F = 0.8  # the paper's scale of the neighbours' difference
 CR = 0.8  # and its probability of a change
@@ -79,16 +79,16 @@ def between(parent: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def missing(y: Tensor, a: Tensor) -> list[int]:
-    """How many samples each group lacks of the largest one, in the order of CELLS.
+    """How many samples each group lacks of the largest one, in the order of GROUPS.
 
     y, a: int64 [n]. Raises UserError for a group of fewer than three, which has no two neighbours.
     """
     counts = torch.bincount(group_index(y, a), minlength=4).tolist()
     if min(counts) < 3:
-        cell = CELLS[counts.index(min(counts))]
+        group = GROUPS[counts.index(min(counts))]
         raise UserError(
-            f"FairSMOTE: the training set has {min(counts)} samples with y = {cell[0]} and "
-            f"a = {cell[1]}; it needs at least 3"
+            f"FairSMOTE: the training set has {min(counts)} samples with y = {group[0]} and "
+            f"a = {group[1]}; it needs at least 3"
         )
     return [max(counts) - count for count in counts]
 
@@ -99,7 +99,7 @@ def oversampled(table: ArrayTable, seed: int) -> ArrayTable:
     x, y, a = (torch.from_numpy(part) for part in (table.x, table.y, table.a))
     x, generator = x.flatten(1), torch.Generator().manual_seed(seed)
     xs, labels = [x], [np.stack([table.y, table.a])]
-    for (label, protected), lack in zip(CELLS, missing(y, a), strict=True):
+    for (label, protected), lack in zip(GROUPS, missing(y, a), strict=True):
         if lack:
             group = x[(y == label) & (a == protected)]
             xs.append(offspring(group, lack, table.blocks(), generator))
@@ -117,7 +117,7 @@ def pairs(features: Tensor, y: np.ndarray, a: np.ndarray, seed: int) -> np.ndarr
     """
     generator, found = torch.Generator().manual_seed(seed), [np.zeros((2, 0), np.int64)]
     lacks = missing(torch.from_numpy(y), torch.from_numpy(a))
-    for (label, protected), lack in zip(CELLS, lacks, strict=True):
+    for (label, protected), lack in zip(GROUPS, lacks, strict=True):
         if lack:
             rows = np.flatnonzero((y == label) & (a == protected))
             found.append(rows[trios(features[rows], lack, generator)[:2].numpy()])
