@@ -21,7 +21,7 @@ class ArrayLoader:
     order, the image loader's, derived from (seed, epoch) alone; the last batch may be smaller.
     train=False: table order. Nothing is augmented. `groups`: as for Loader, where there are
     batches. `attributes=False` delivers a = -1, so that a method cannot see what it was not
-    granted. Raises UserError for an empty table and a batch size below 1.
+    granted. Raises UserError for an empty table, ValueError for a batch size below 1.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ArrayLoader:
         groups: np.ndarray | None = None,
     ):
         if batch_size is not None and batch_size < 1:
-            raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+            raise ValueError(f"the batch size is {batch_size}; it must be at least 1")
         if len(table) == 0:
             raise UserError(f"{table.name} has no samples")
         self.table = table

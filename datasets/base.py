@@ -181,9 +181,9 @@ def save_list(table: Table, path: str | Path, root: str | Path | None = None) ->
 
 
 def check_val(val: str) -> None:
-    """Raise UserError for another choice of validation images than "official" and "none"."""
+    """Raise ValueError for another choice of validation images than "official" and "none"."""
     if val not in ("official", "none"):
-        raise UserError(f"validation is 'official' or 'none', not '{val}'")
+        raise ValueError(f"validation is 'official' or 'none', not '{val}'")
 
 
 def check_pair(dataset: str, attributes: tuple[str, str], target: str, protected: str) -> None:

@@ -62,8 +62,8 @@ class Loader:
     batches where the images are not on the device. `min_crop`: the smallest share of an image that
     a training crop holds, in (0, 1]. `groups`: int [N], a group of each image, of which training
     batches hold evenly many (augment.evenly). `mean`, `std`: of the three channels in [0, 1], by
-    which a batch is normalised, 0.5 by default. Raises UserError for sizes below 1, for an empty
-    table, for images that cannot be decoded and where drop_last would leave no batch.
+    which a batch is normalised, 0.5 by default. Raises ValueError for sizes below 1, UserError
+    for an empty table, images that cannot be decoded and where drop_last would leave no batch.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Loader:
             ("number of data workers", workers),
         ):
             if value < 1:
-                raise UserError(f"the {name} is {value}; it must be at least 1")
+                raise ValueError(f"the {name} is {value}; it must be at least 1")
         self.drop_last = drop_last and train
         if self.drop_last and len(table) < batch_size:
             raise UserError(

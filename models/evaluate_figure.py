@@ -19,9 +19,9 @@ THRESHOLDS = np.linspace(0, 1, 101)
 
 def accuracy_by_threshold(scores: Scores) -> dict[tuple[int, int], np.ndarray]:
     """{group: its accuracy where 1 is predicted above each of THRESHOLDS}, of groups with images"""
-    group, result = group_index(scores.y, scores.a), {}
+    index, result = group_index(scores.y, scores.a), {}
     for g, group in enumerate(GROUPS):
-        here = group == g
+        here = index == g
         if here.any():
             above = scores.score[here, None] > THRESHOLDS
             result[group] = (above == scores.y[here, None]).mean(0)

@@ -13,13 +13,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are the processes'
+
+
+def on_gpu(config) -> bool:
+    """Whether the GPU's suite was asked for: pytest -m gpu."""
+    return "gpu" in (config.option.markexpr or "").replace("not gpu", "")
 
 
 def pytest_configure(config) -> None:
     """The ordinary tests compute on the CPU, whatever the machine has; tests/gpu are for the GPU.
     """
-    if "gpu" not in (config.option.markexpr or "").replace("not gpu", ""):
+    if not on_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """A process a core, of a node's eight; one GPU serves one process, or its timings mean nothing.
+    """
+    return 0 if on_gpu(config) else min(os.cpu_count() or 1, 8)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 ROOT = str(Path(__file__).resolve().parents[1])
 
 # Every sentence that a test has seen, read by a person: what is wrong, where, what to do. A new or
-# changed one is added by REFUSALS=write pytest -n 0, and then is part of the change that is reviewed.
+# changed one is added by REFUSALS=write pytest -n 0, and is part of the change that is reviewed.
 GOLDEN = Path(__file__).parent / "golden" / "refusals.txt"
 NEW: set[str] = set()
 # Of a run folder that computed nothing: it is bound anew by the next start.
@@ -31,10 +31,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def plain(sentence: str) -> str:
     """The sentence without what differs between runs: temporary folders, digests, numbers, long
-    lists."""
-    sentence = re.sub(r"\S*/pytest-of-[^/\s]+/pytest-\d+/(popen-\w+/)?[^/\s:;,)']+", "TMP", sentence)
+    lists, a library's own words."""
+    folder = r"\S*/pytest-of-[^/\s]+/pytest-\d+/(popen-\w+/)?[^/\s:;,)']+"
+    sentence = re.sub(folder, "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
                       .replace(str(Path.home()), "HOME"))
+    library = r"(cannot be loaded \(\w+: ).*?(; its tokenizer|\); give)"
+    sentence = re.sub(library, r"\1...\2", sentence)
     sentence = re.sub(r"; (python -m )?\S+ --help", "; COMMAND --help", sentence)
     return re.sub(r"\d+", "#", re.sub(r"\b[0-9a-f]{32,}\b", "DIGEST", sentence))
 

@@ -67,7 +67,7 @@ def test_a_tabular_set_is_split_by_the_seed(name):
     with pytest.raises(UserError, match=f"target is {pair[0]} and its protected attribute {pair[1]}"
                                         ", not Smiling and Male; leave out --target"):
         tabular.load(name, "", "Smiling", "Male")
-    with pytest.raises(UserError, match="'official' or 'none', not 'some'"):
+    with pytest.raises(ValueError, match="'official' or 'none', not 'some'"):
         tabular.load(name, "", *pair, val="some")
 
 
@@ -111,7 +111,7 @@ def test_evaluation_and_whole_batches_are_in_table_order():
         assert index.tolist() == list(range(50)) and np.array_equal(x, whole.x)
         assert (a == -1).all()  # not granted
     assert len(ArrayLoader(whole, None, train=True, device="cpu")) == 1
-    with pytest.raises(UserError, match="batch size is 0"):
+    with pytest.raises(ValueError, match="batch size is 0"):
         ArrayLoader(whole, 0, train=True, device="cpu")
     with pytest.raises(UserError, match="t has no samples"):
         ArrayLoader(whole.take([]), 4, train=True, device="cpu")

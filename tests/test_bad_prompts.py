@@ -169,7 +169,7 @@ def test_a_tokenizer_that_is_none(files, cause, tmp_path):
     (lambda d: d.update(set="contextual_5"), r"other settings \(set\)"),
     (lambda d: d["cells"].update({"0_0": [7]}), "is damaged"),
     (lambda d: d["source"].update(raw=["x"]), "is damaged"),
-    (lambda d: d.update(groups={}), "is damaged"),
+    (lambda d: d.update(cells={}), "is damaged"),
 ])  # fmt: skip
 def test_a_partial_file_that_cannot_be_taken_over(change, cause, tmp_path):
     document = build.new_document("celeba", "Smiling", "Male", 4, False, "m")

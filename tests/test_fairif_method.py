@@ -42,6 +42,10 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     assert len(computed) == 1  # lambda and the shuffling come after the influence
     setting = results / "tiny"
     record = json.loads((setting / "fairif/seed100/influence.json").read_text())
+    passes = json.loads((setting / "fairif/seed100/metrics.json").read_text())["passes"]
+    assert passes == 24 + 24 + record["derivatives"]  # ERM, FairIF, and what lies between
+    # of the gaps on 16, of each sample, of the curvature's 16 four steps, a residual and the norm
+    assert record["derivatives"] == 16 + 24 + 16 * (4 + 1 + 1)
     weights = np.load(setting / "fairif/seed100/weights.npy")
     assert weights.shape == (24,) and weights.min() >= 0 and weights.std() > 0
     control = np.load(setting / "fairif_shuffled/seed100/weights.npy")

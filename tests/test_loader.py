@@ -216,7 +216,7 @@ def test_leaving_an_epoch_early_ends_its_threads(tmp_path):
 def test_settings_out_of_range(tmp_path, wrong):
     table = save_table(tmp_path / "a", natural(2, 32, 32))
     settings = {"batch_size": 2, "image_size": 32, "workers": 1} | wrong
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         Loader(table, train=True, device="cpu", store_dir=tmp_path, **settings)
     with pytest.raises(UserError, match="fewer than one batch of 3"):
         Loader(table, 3, image_size=8, train=True, device="cpu", store_dir=tmp_path, drop_last=True)

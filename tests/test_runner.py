@@ -20,7 +20,7 @@ from utils.config import Config
 from utils.reporting.paper import FAIRIF_SETTINGS, TABLES, own_row, paper_row
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNNER = (ROOT / "runner.sh").read_text()
+RUNNER, FAIRIF_SH = ((ROOT / name).read_text() for name in ("runner.sh", "fairif.sh"))
 RECORDER = """#!/usr/bin/env bash
 printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 """
@@ -50,7 +50,7 @@ def called(folder: Path, *words: str, **environment: str) -> subprocess.Complete
     python.chmod(0o755)
     (folder / "record").unlink(missing_ok=True)
     clean = {name: value for name, value in os.environ.items()
-             if not re.search(rf"\b{name}=\${{{name}:-", RUNNER)}  # the runner's own settings
+             if not re.search(rf"\b{name}=\${{{name}:-", RUNNER + FAIRIF_SH)}  # their own settings
     return subprocess.run(
         ["bash", str(ROOT / "runner.sh"), *words], check=False, capture_output=True, text=True,
         env={**clean, "PYTHON": str(python), "RECORD": str(folder / "record"), "LAUNCHER": "true",
@@ -404,7 +404,8 @@ def offences(script: str) -> list[str]:
             if re.search(pattern, code)]
 
 
-@pytest.mark.parametrize("path", ["runner.sh", "stable_diffusion/generation.sh"])
+@pytest.mark.parametrize("path", [
+    "runner.sh", "fairif.sh", "repair.sh", "stable_diffusion/generation.sh"])
 def test_the_scripts_are_for_bash_3_2_and_macos(path):
     assert offences((ROOT / path).read_text()) == []
 
@@ -420,13 +421,14 @@ def test_newer_lines_are_found(line):
 
 
 def test_it_is_short_and_every_function_can_be_asked_for():
-    functions = set(re.findall(r"(?m)^([\w-]+)\(\) \{", RUNNER))
+    both = RUNNER + FAIRIF_SH
+    functions = set(re.findall(r"(?m)^([\w-]+)\(\) \{", both))
     (names,) = re.findall(r'EXPERIMENTS="([^"]*)"', RUNNER)
     helpers = {"pair", "train", "run", "show", "after", "images", "prompts", "on_demo", "debiasing",
                "edits", "grids", "demo_fairif", "digits", "in_memory", "influences", "compare",
                "gap"}
     assert functions == set(names.split()) | helpers
-    assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", RUNNER)  # no function within a function
-    bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", RUNNER)
+    assert not re.findall(r"(?m)^\s+[\w-]+\(\) ", both)  # no function within a function
+    bodies = re.findall(r"(?ms)^[\w-]+\(\) \{(?:  #[^\n]*)?\n(.*?)^\}$", both)
     assert len(bodies) > 20 and max(body.count("\n") for body in bodies) <= 15
-    assert RUNNER.count("\n") <= 380 and max(map(len, RUNNER.splitlines())) <= 100
+    assert RUNNER.count("\n") <= 290 and max(map(len, both.splitlines())) <= 100

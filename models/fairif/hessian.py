@@ -33,11 +33,12 @@ LARGEST_EXACT = 3000  # parameters; the matrix and its eigenvalues take seconds 
 
 class InverseProduct(NamedTuple):
     """(H + damping I)^-1 v: value float [K, P]; residual |(H + damping I) value - v| / |v|, [K];
-    steps: curvature products (exact: 0)."""
+    images: samples that the curvature's products went through, the residual's included; one counts
+    once for all vectors of a product."""
 
     value: Tensor
     residual: Tensor
-    steps: int
+    images: int
 
 
 @contextmanager
@@ -108,8 +109,7 @@ def curvature_product(
     reverse). The model is left as it was, and must be in evaluation mode (`evaluation`).
     """
     parameters = chosen_parameters(model, names)
-    samples = sum(len(batch[2]) for batch in batches)
-    total = torch.zeros_like(vectors)
+    total, samples = torch.zeros_like(vectors), 0
     with torch.no_grad():  # no graph for the parameters that are not chosen
         for _, x, y, _ in batches:
             logits = logits_of(model, x)
@@ -129,10 +129,11 @@ def curvature_product(
                     push = (unflatten(vector, parameters),)
                     return flatten(jvp(grad(loss), (parameters,), push)[1])
             else:
-                raise UserError(
+                raise ValueError(
                     f"curvature product {product} is unknown; choose gauss_newton or hessian"
                 )
             total += vmap(one)(vectors)
+            samples += len(y)
     return total / samples
 
 
@@ -163,19 +164,24 @@ def inverse_hvp(
     the norm over all batches by power iteration.
 
     Raises UserError for a singular or indefinite matrix, one too large for "exact", a divergence,
-    and a result that solves the system worse than zero does.
+    and a result that solves the system worse than zero does; ValueError for other words and for a
+    negative damping.
     """
     if method not in METHODS:
-        raise UserError(f"inverse method {method} is unknown; choose from {', '.join(METHODS)}")
+        raise ValueError(f"inverse method {method} is unknown; choose from {', '.join(METHODS)}")
     if damping < 0:
-        raise UserError(f"damping {damping} is negative; it must be 0 or more")
+        raise ValueError(f"damping {damping} is negative; it must be 0 or more")
+
+    images = 0
 
     def apply(rows: Tensor, some: Sequence[Batch] = batches) -> Tensor:
+        nonlocal images
+        images += sum(len(batch[2]) for batch in some)
         return curvature_product(model, some, rows, product=product, names=names) + damping * rows
 
     with evaluation(model):
         if method == "exact":
-            value, used = _exact(apply, vectors), 0
+            value, used = _exact(apply, vectors), 1
         elif method == "cg":
             value, used = _conjugate_gradients(apply, vectors, steps, tolerance)
         else:
@@ -191,7 +197,7 @@ def inverse_hvp(
             f"{method} left a relative residual of {residual.max():.3g} after {used} products, no "
             f"better than zero: raise the damping (now {damping:g}) or the number of steps"
         )
-    return InverseProduct(value, residual, used)
+    return InverseProduct(value, residual, images)
 
 
 def _exact(apply, vectors: Tensor) -> Tensor:

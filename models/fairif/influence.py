@@ -35,11 +35,12 @@ from utils.errors import UserError
 
 class Influence(NamedTuple):
     """scores: float64 [2, n], A above. gaps: float64 [2], d. residual: of the two inverse products,
-    float [2]."""
+    float [2]. images: see `hessian.InverseProduct`."""
 
     scores: Tensor
     gaps: Tensor
     residual: Tensor
+    images: int
 
 
 @ieee()
@@ -139,4 +140,5 @@ def influence(
     scores = -loss_derivatives(model, train, solved.value, names)
     if not bool(scores.isfinite().all()):
         raise UserError("an influence score is not finite; train the model again")
-    return Influence(scores.double().cpu(), gaps.double().cpu(), solved.residual.cpu())
+    return Influence(scores.double().cpu(), gaps.double().cpu(), solved.residual.cpu(),
+                     solved.images)

@@ -142,6 +142,7 @@ class FairIF(Method):
         weights, record = cls.weigh(pretrained(run), run)
         write_array(run.folder / "weights.npy", weights.numpy())
         write_json(run.folder / "influence.json", record)
+        run.passes += record["derivatives"]
         run.log[-1] |= record
 
     @classmethod
@@ -176,23 +177,24 @@ def shared_influence(model, run: Run) -> tuple[Influence, dict]:
     }
     with run.shared_stage("influence", config, "scores.npy", "influence.json") as stage:
         if not stage.finished:
-            found, norm = run_influence(model, run)
+            found, norm, derivatives = run_influence(model, run)
             write_array(stage.folder / "scores.npy", found.scores.numpy())
             write_json(stage.folder / "influence.json", {
                 "gaps": found.gaps.tolist(), "residual": found.residual.tolist(),
-                "gradient_norm": norm,
+                "gradient_norm": norm, "derivatives": derivatives,
             })
-        record = read_record(stage.folder / "influence.json", "gaps", "residual", "gradient_norm")
+        record = read_record(
+            stage.folder / "influence.json", "gaps", "residual", "gradient_norm", "derivatives")
         gaps, residual = (torch.tensor(record[key], dtype=torch.float64)
                           for key in ("gaps", "residual"))
         scores = torch.from_numpy(
             read_array(stage.folder / "scores.npy", (2, len(run.data.real))))
-    return Influence(scores, gaps, residual), record
+    return Influence(scores, gaps, residual, 0), record
 
 
-def run_influence(model, run: Run) -> tuple[Influence, float]:
-    """Influence of the n training samples on both gaps, and the gradient norm of stage one over
-    the curvature's samples. Raises UserError as `influence` does."""
+def run_influence(model, run: Run) -> tuple[Influence, float, int]:
+    """(influence of the n training samples on both gaps, gradient norm of stage one over the
+    curvature's samples, image passes of all this). Raises UserError as `influence` does."""
     data, curvature = run.data, curvature_batches(run)
     val = FairIF.validation(run)
     found = influence(
@@ -201,7 +203,14 @@ def run_influence(model, run: Run) -> tuple[Influence, float]:
         Passes(data.loader(val, train=False, attributes=True)),
         relaxation_of(run), curvature=curvature, **inverse_settings(model, run),
     )
-    return found, gradient_norm(model, curvature, run.config.pretrain.weight_decay)
+    norm = gradient_norm(model, curvature, run.config.pretrain.weight_decay)
+    return found, norm, derivative_passes(run, val, found.images)
+
+
+def derivative_passes(run: Run, val: Table, images: int) -> int:
+    """Image passes of influences: those of the curvature's products (`images`), of the gradients of
+    the gaps, of every training sample's own derivative and of the gradient norm."""
+    return images + len(val) + len(run.data.real) + curvature_size(run)
 
 
 def relaxation_of(run: Run) -> Relaxation:
@@ -222,12 +231,15 @@ def inverse_settings(model, run: Run) -> dict:
             **{key: options[key] for key in ("product", "damping", "steps")}}
 
 
+def curvature_size(run: Run) -> int:
+    return min(run.options["curvature_samples"], len(run.data.real))
+
+
 def curvature_batches(run: Run) -> Held:
     """The training samples whose mean loss is the curvature's: `curvature_samples`, by the seed."""
     data = run.data
-    count = min(run.options["curvature_samples"], len(data.real))
-    rows = np.sort(np.random.default_rng(run.seed).permutation(len(data.real))[:count])
-    return Held(Passes(data.loader(data.real.take(rows), train=False)))
+    rows = np.random.default_rng(run.seed).permutation(len(data.real))[: curvature_size(run)]
+    return Held(Passes(data.loader(data.real.take(np.sort(rows)), train=False)))
 
 
 def validation_part(val: Table, share: float, seed: int) -> Table:

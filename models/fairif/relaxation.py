@@ -36,9 +36,9 @@ class Relaxation:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise UserError(f"relaxation {self.kind} is unknown; choose from {', '.join(KINDS)}")
+            raise ValueError(f"relaxation {self.kind} is unknown; choose from {', '.join(KINDS)}")
         if not self.temperature > 0 or self.draws < 1:
-            raise UserError("a relaxation needs a temperature above 0 and at least one draw")
+            raise ValueError("a relaxation needs a temperature above 0 and at least one draw")
 
     def probability(self, logits: Tensor) -> Tensor:
         """Relaxed prediction of class 1, in [0, 1], for all validation logits, float [N]."""

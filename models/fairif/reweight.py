@@ -33,15 +33,15 @@ def closed_form(scores: Tensor, gaps: Tensor, strength: float, norm: str = "norm
 
     scores: A, float64 [2, n]. gaps: d, float64 [2]. strength: lambda >= 0. norm: "norm" (lambda
     times the Euclidean norm, as printed) or "squared". With lambda = 0 (or too small to matter)
-    the smallest eps that closes the predicted gaps. Raises UserError for another norm, a negative
+    the smallest eps that closes the predicted gaps. Raises ValueError for another norm, a negative
     lambda, or numbers that are not finite.
     """
     if norm not in NORMS:
-        raise UserError(f"penalty {norm} is unknown; choose from {', '.join(NORMS)}")
+        raise ValueError(f"penalty {norm} is unknown; choose from {', '.join(NORMS)}")
     if not 0 <= strength < math.inf:
-        raise UserError(f"lambda {strength} must be a number of 0 or more")
+        raise ValueError(f"lambda {strength} must be a number of 0 or more")
     if not (bool(scores.isfinite().all()) and bool(gaps.isfinite().all())):
-        raise UserError("influence scores and gaps must be finite")
+        raise ValueError("influence scores and gaps must be finite")
     values, basis = torch.linalg.eigh(scores @ scores.T)  # of A A^T
     values = values.clamp(min=0)
     target = basis.T @ gaps

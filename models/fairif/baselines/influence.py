@@ -33,6 +33,7 @@ from models.fairif.method import (
     FairIF,
     Passes,
     curvature_batches,
+    derivative_passes,
     gradient_norm,
     inverse_settings,
     relaxation_of,
@@ -84,12 +85,14 @@ def removal(
 
 class Influences(NamedTuple):
     """fair, utility: float64 [n], the change in |gap| and in validation loss where sample i is
-    removed. gap: |gap|. residual: of the two inverse products, float [2]."""
+    removed. gap: |gap|. residual: of the two inverse products, float [2]. images: see
+    `hessian.InverseProduct`."""
 
     fair: np.ndarray
     utility: np.ndarray
     gap: float
     residual: Tensor
+    images: int
 
 
 def influences(
@@ -110,7 +113,8 @@ def influences(
     # a larger weight moves a figure by -v^T H^-1 grad l, a removal of mass 1/n the other way
     change = change / change.shape[1]
     sign = 1.0 if gaps[0] >= 0 else -1.0
-    return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu())
+    return Influences(sign * change[0], change[1], abs(gaps[0].item()), solved.residual.cpu(),
+                      solved.images)
 
 
 @ieee()
@@ -158,7 +162,7 @@ class Influence(FairIF):
         options = run.options
         with run.stage("programme", "weights.npy", "influence.json") as stage:
             if not stage.finished:
-                found, norm = run_influences(erm, run)
+                found, norm, derivatives = run_influences(erm, run)
                 removed = removal(
                     found.fair, found.utility, found.gap, options["gap_share"],
                     options["loss_share"],
@@ -169,14 +173,16 @@ class Influence(FairIF):
                     "solved_loss_share": removed.gamma, "removed": removed.x.sum(),
                     "predicted": found.gap + found.fair @ removed.x,
                     "residual": found.residual.tolist(), "gradient_norm": norm,
+                    "derivatives": derivatives,
                 })
         weights = read_array(stage.folder / "weights.npy", (len(run.data.real),))
-        return torch.from_numpy(weights), read_record(stage.folder / "influence.json", "gap")
+        return torch.from_numpy(weights), read_record(
+            stage.folder / "influence.json", "gap", "derivatives")
 
 
-def run_influences(erm: nn.Module, run: Run) -> tuple[Influences, float]:
-    """Influences of the n training samples, and the gradient norm of stage one over the
-    curvature's. Raises UserError as `influences` does."""
+def run_influences(erm: nn.Module, run: Run) -> tuple[Influences, float, int]:
+    """(influences of the n training samples, gradient norm of stage one over the curvature's, image
+    passes of all this). Raises UserError as `influences` does."""
     data, curvature = run.data, curvature_batches(run)
     found = influences(
         erm,
@@ -184,4 +190,5 @@ def run_influences(erm: nn.Module, run: Run) -> tuple[Influences, float]:
         Passes(data.loader(data.val, train=False, attributes=True)),
         relaxation_of(run), curvature, **inverse_settings(erm, run),
     )
-    return found, gradient_norm(erm, curvature, run.config.pretrain.weight_decay)
+    norm = gradient_norm(erm, curvature, run.config.pretrain.weight_decay)
+    return found, norm, derivative_passes(run, data.val, found.images)
