@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 from test_tables import SETTING, write_run
 
 from utils.errors import UserError
+from utils.files import write_json
 from utils.records import environment, processor
 from utils.reporting import __main__ as reporting
 from utils.reporting.docs import BLOCK, DOCUMENTS, refresh, table
 from utils.reporting.results import Results
+from utils.reporting.tables import write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = """Words before.
@@ -47,10 +51,10 @@ def test_a_marked_table_is_replaced_and_says_where_it_comes_from(results):
     assert (written, left) == (["demo/table3"], ["nowhere"])
     assert new == """Words before.
 <!-- table: demo/table3 -->
-| in %     |           ACC |           WST |          EO worst ± | EO mean |         STD |
-| -------- | ------------: | ------------: | ------------------: | ------: | ----------: |
-| erm      |         88.33 |         60.00 |         35.00 ± n/a |   27.50 |       15.56 |
-| aim_fair | 87.50 [89.02] | 85.00 [84.20] | 10.00 ± 0.00 [6.07] |    6.25 | 2.07 [2.74] |
+| in %     |           ACC |           WST |          EO worst ± | EO mean |         STD | passes |
+| -------- | ------------: | ------------: | ------------------: | ------: | ----------: | -----: |
+| erm      |         88.33 |         60.00 |         35.00 ± n/a |   27.50 |       15.56 |    n/a |
+| aim_fair | 87.50 [89.02] | 85.00 [84.20] | 10.00 ± 0.00 [6.07] |    6.25 | 2.07 [2.74] |    n/a |
 
 Commit def5678 and abc1234; A Processor; seeds 1 (erm); 1, 2 (aim_fair).
 
@@ -64,13 +68,37 @@ Commit def5678 and abc1234; A Processor; seeds 1 (erm); 1, 2 (aim_fair).
     assert refresh(new, results)[0] == new
 
 
+def test_differences_to_the_summarys_baselines_stand_below(results):
+    setting = results / "demo" / "table3"
+    shutil.rmtree(setting / "erm" / "seed2")
+    write_run(setting / "erm" / "seed2", (8, 18, 17, 9), config=made("def5678"))
+    write_summary(setting, ["erm"])
+    new, _, _ = refresh(TEXT, results)
+    # EO worst 10 - 35 and, twice the same run, 0: mean -12.5, half 12.7062 * 12.5
+    assert re.search(r"\| minus erm +\| +ACC +\| +WST +\| +EO worst \|\n", new)
+    assert "-12.50 [-171.33, +146.33] |\n\nPoints, paired by seed [95% t interval].\n" in new
+    assert refresh(new, results)[0] == new
+
+
+def test_tensor_effects_are_correlations(tmp_path):
+    run = tmp_path / "results" / "effect" / "tensor_effect" / "seed1"
+    write_run(run, (9, 18, 18, 8), config=made())
+    record = {"acc": 0.9, "loss": 0.3, "eo_worst": 0.1, "soft_eo": 0.1}
+    tensors = {name: record | {"acc": 0.9 - i / 100, "delta1": i, "delta2": i * i, "elements": 1,
+                               "selected": i > 1} for i, name in enumerate("abc")}
+    write_json(run / "effects.json", {"erm": record, "tensors": tensors, "blocks": {}})
+    new, _, _ = refresh("<!-- table: effect -->\n<!-- end -->\n", tmp_path / "results")
+    assert re.search(r"\| Delta1 +\| +-1.00 \[n/a, n/a\] ", new)
+    assert "Delta1 with Delta2: rho +1.00" in new and "Commit abc1234; A Processor; seeds 1." in new
+
+
 def test_fairifs_figures_are_those_of_its_paper(tmp_path):
     config = made() | {"target": "Blond_Hair", "paper_table": "fairif-5", "paper_row": "FairIF"}
     for seed, correct in ((1, (9, 18, 18, 8)), (2, (8, 18, 17, 9))):
         write_run(tmp_path / "fairif" / f"seed{seed}", correct, config=config)
     assert table(Results(tmp_path)).frame.to_dict("records") == [{
         "in %": "fairif", "ACC ±": "87.50 ± 1.18 [95.37]", "AD ±": "5.00 ± 2.36 [3.81]",
-        "AOD ±": "6.25 ± 1.77 [12.20]", "EOD ±": "7.50 ± 3.54 [31.45]",
+        "AOD ±": "6.25 ± 1.77 [12.20]", "EOD ±": "7.50 ± 3.54 [31.45]", "passes": "n/a",
     }]
 
 

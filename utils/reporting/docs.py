@@ -6,13 +6,17 @@ A table stands between two lines, the words around it are a person's:
     <!-- end -->
 
 The name is that of the setting, a folder of results/. Under the table stand the commit, the
-processor and the seeds of its runs. What has no finished run here is left as it is.
+processor and the seeds of its runs, then the paired differences to the baselines of its summary.md.
+A setting of tensor effects has their correlations instead. What has no finished run here is left as
+it is.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ import pandas as pd
 
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.reporting import effects
+from utils.reporting.comparisons import baselines_of, differences
 from utils.reporting.paper import FAIRIF, OUR_EO
 from utils.reporting.results import Results
 from utils.reporting.section import (
@@ -27,6 +33,7 @@ from utils.reporting.section import (
     TABLE_FIGURES,
     TITLES,
     Section,
+    interval,
     number,
     plus_minus,
 )
@@ -34,6 +41,7 @@ from utils.reporting.tables import collect
 
 DOCUMENTS = ("README.md", "docs/results.md")
 START, END = "<!-- table: {} -->\n", "<!-- end -->"
+CLAIMED = {False: ("acc", "wst", "eo_worst"), True: ("acc", "aod", "eod")}  # whether FairIF's
 BLOCK = re.compile(START.format(r"(\S+)") + f"((?:(?!<!-- ).)*?){END}", re.DOTALL)
 
 
@@ -51,7 +59,8 @@ def refresh(text: str, results: Path) -> tuple[str, list[str], list[str]]:
             left.append(setting)
             return match[0]
         written.append(setting)
-        return START.format(setting) + table(runs).markdown() + "\n" + END
+        sections = "\n".join(section.markdown() for section in sections_of(runs))
+        return START.format(setting) + sections + "\n" + END
 
     started = re.findall(START.format(r"(\S+)"), text)
     closed = [match[1] for match in BLOCK.finditer(text)]
@@ -62,15 +71,38 @@ def refresh(text: str, results: Path) -> tuple[str, list[str], list[str]]:
     return BLOCK.sub(replaced, text), written, left
 
 
+def sections_of(results: Results) -> list[Section]:
+    """What stands for a setting: its table and the paired differences, or the tensor effects."""
+    if found := effects.effects(results):
+        said = effects.section(found)
+        return [replace(said, title="", lines=[*said.lines, provenance(results)])]
+    summary = results.folder / "summary.md"
+    baselines = baselines_of(summary.read_text(encoding="utf-8")) if summary.exists() else ()
+    return [table(results), *(paired(results, baseline) for baseline in baselines)]
+
+
+def paired(results: Results, baseline: str) -> Section:
+    """Each row minus the baseline, in the figures in which papers claim a difference."""
+    figures = CLAIMED[any(is_fairif(row) for row in collect(results).to_dict("records"))]
+    rows = [{f"minus {baseline}": method}
+            | {TITLES[name]: interval(*found[name][:3]) for name in figures}
+            for method, found in differences(results, baseline).items()]
+    return Section(frame=pd.DataFrame(rows), lines=["Points, paired by seed [95% t interval]."])
+
+
+def is_fairif(row: Mapping[str, Any]) -> bool:
+    return str(row["paper_table"]).startswith(FAIRIF)
+
+
 def table(results: Results) -> Section:
-    """The figures of the paper that the setting belongs to, with [the paper's], and below it
-    commit, processor and seeds of the runs.
+    """The figures of the paper that the setting belongs to, with [the paper's], thousands of image
+    passes a seed, and below it commit, processor and seeds of the runs.
 
     AIM-Fair's are computed as in its tables, its EO worst with the spread over seeds; FairIF's are
     all means with their spread.
     """
     rows, records = [], collect(results).to_dict("records")
-    fairif = any(str(row["paper_table"]).startswith(FAIRIF) for row in records)
+    fairif = any(is_fairif(row) for row in records)
     figures, spread = (FAIRIF_FIGURES,) * 2 if fairif else (TABLE_FIGURES, ("eo_worst",))
     for row in records:
         line = {"in %": row["method"]}
@@ -81,7 +113,7 @@ def table(results: Results) -> Section:
                     else number(row[f"{name}_table"]))
             paper = "" if math.isnan(printed) else f" [{number(printed)}]"
             line[TITLES[name] + (" ±" if name in spread else "")] = cell + paper
-        rows.append(line)
+        rows.append(line | {"passes": number(row["passes"] / 1000)})
     return Section(frame=pd.DataFrame(rows), lines=[provenance(results)])
 
 
