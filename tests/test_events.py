@@ -82,7 +82,8 @@ def tiny_network(monkeypatch):
 def test_a_run_and_its_events(tiny_network, tmp_path, monkeypatch, capsys):
     """Logged while it runs, changed by nothing, and made from the saved run where asked later."""
     data = tiny.make(tmp_path / "data")
-    flags = ["--backbone", "tiny", "--methods", "full_finetuning", "--store-dir", tmp_path / "s"]
+    flags = ["--backbone", "tiny", "--methods", "full_finetuning", "--no-tables",
+             "--store-dir", tmp_path / "s"]
     plain, logged = tmp_path / "plain", tmp_path / "logged"
     train.main(tiny.flags(data, plain, *flags))
     live, whole = [], events.Events.whole

@@ -387,7 +387,7 @@ def test_size_all_trains_on_every_training_image_and_says_so(tmp_path, monkeypat
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signal is pytest's
     command = tiny.flags(data, tmp_path / "results", "--backbone", "tiny", "--pretrain-epochs", 1,
-                         "--methods", "erm", "--size", "all", "--minority", 0.1)
+                         "--methods", "erm", "--size", "all", "--minority", 0.1, "--no-tables")
     train.main(command)
     folder = tmp_path / "results" / "tiny" / "erm" / "seed100"
     assert (folder / "train.csv").read_text().count("\n") == tiny.PARTITIONS[0] + 1

@@ -95,7 +95,8 @@ def test_the_rest_of_the_methods_run_on_rows_too(tmp_path):
         method.needs_synthetic() or method.needs_edits or method.overrides)]
     assert {"cvar_dro", "eiil", "lff", "jtt", "maple", "fairif_50"} <= set(rows)
     train.main(command("german", tmp_path, *ADAM, "--backbone", "mlp", "--methods", *rows,
-                       "--seeds", 0, "--set", "eiil.inference_steps=5", "maple.inference_steps=5"))
+                       "--no-tables", "--seeds", 0, "--set", "eiil.inference_steps=5",
+                       "maple.inference_steps=5"))
     for row in rows:
         metrics = json.loads((tmp_path / "s" / row / "seed0/metrics.json").read_text())
         assert 0.2 < metrics["test"]["acc"] <= 1, row
@@ -104,7 +105,7 @@ def test_the_rest_of_the_methods_run_on_rows_too(tmp_path):
 def test_the_protected_attribute_can_be_left_out_of_the_features(tmp_path):
     for flags, width in (([], 59), (["--blind"], 57)):
         train.main(command("german", tmp_path, *LBFGS, "--methods", "erm", "--setting",
-                           f"s{width}", "--seeds", 0, *flags))
+                           f"s{width}", "--seeds", 0, "--no-tables", *flags))
         saved = torch.load(tmp_path / f"s{width}/erm/seed0/classifier.pt", weights_only=True)
         (weight,) = [value for value in saved["model"].values() if value.ndim == 2]
         assert weight.shape == (1, width)
@@ -114,7 +115,8 @@ def test_the_protected_attribute_can_be_left_out_of_the_features(tmp_path):
 
 def test_adam_keeps_the_best_epoch_and_the_later_of_equal_ones(tmp_path):
     train.main(command("compas", tmp_path, *ADAM[:4], "--backbone", "mlp", "--methods", "erm",
-                       "--pretrain-lr", "0.3", "--pretrain-epochs", 12, "--seeds", 3))
+                       "--pretrain-lr", "0.3", "--pretrain-epochs", 12, "--seeds", 3,
+                       "--no-tables"))
     log = [json.loads(line) for line in
            (tmp_path / "s/erm/seed3/log.jsonl").read_text().splitlines()]
     accuracies = [row["val_acc"] for row in log]

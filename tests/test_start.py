@@ -72,7 +72,7 @@ def test_erm_is_the_given_model_measured(form, data, biased, tmp_path, capsys):
         FORMS[form](state_of(biased), path)
     own = [] if form in ("classifier.pt", "folder") else ["--backbone", "tiny"]
     train.main(tiny.flags(data, tmp_path, "--store-dir", data / "results" / "store",
-                          "--methods", "erm", "--start", path, *own))
+                          "--no-tables", "--methods", "erm", "--start", path, *own))
     assert ("unwrapped" in capsys.readouterr().err) == (form in ("wrapped", "lightning"))
     folder = tmp_path / "tiny" / "erm" / "seed100"
     first, again = (json.loads((run / "metrics.json").read_text()) for run in (biased, folder))
@@ -88,6 +88,7 @@ def test_erm_is_the_given_model_measured(form, data, biased, tmp_path, capsys):
 
 def test_a_mask_of_names_moves_these_tensors_alone(data, biased, tmp_path):
     train.main(tiny.flags(data, tmp_path, *tiny.quick("given_mask"), "--start", biased,
+                          "--no-tables",
                           "--store-dir", data / "results" / "store"))
     folder = tmp_path / "tiny" / "given_mask" / "seed100"
     mask = json.loads((folder / "mask.json").read_text())["tensors"]
@@ -97,8 +98,8 @@ def test_a_mask_of_names_moves_these_tensors_alone(data, biased, tmp_path):
     for name, chosen in mask.items():
         assert torch.equal(state_of(biased)[name], after[name]) != chosen, name
     again = ["--methods", "given_mask", "--mask", folder / "mask.json", "--start", biased]
-    train.main(tiny.flags(data, tmp_path, *again, "--setting", "again", "--store-dir",
-                          data / "results" / "store"))
+    train.main(tiny.flags(data, tmp_path, *again, "--setting", "again", "--no-tables",
+                          "--store-dir", data / "results" / "store"))
     second = torch.load(tmp_path / "again" / "given_mask" / "seed100" / "classifier.pt",
                         weights_only=True)["model"]
     assert all(torch.equal(after[name], second[name]) for name in after)
@@ -129,7 +130,7 @@ def test_a_network_sees_images_by_its_own_mean_and_std(data, biased, tmp_path):
     torch.save(state | {"conv1.weight": weight * 2}, tmp_path / "scaled.pt")
     train.main(tiny.flags(
         data, tmp_path, "--methods", "erm", "--start", tmp_path / "scaled.pt", "--backbone", "tiny",
-        "--mean", "0.5", "--std", "1", "--store-dir", data / "results" / "store"))
+        "--no-tables", "--mean", "0.5", "--std", "1", "--store-dir", data / "results" / "store"))
     folder = tmp_path / "tiny" / "erm" / "seed100"
     first, again = (json.loads((run / "metrics.json").read_text()) for run in (biased, folder))
     assert first["test"] == again["test"]
@@ -236,7 +237,7 @@ def test_a_timm_model_is_repaired(data, tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "two.pt")
     train.main(tiny.flags(data, tmp_path, "--backbone", "timm:test_resnet", "--start",
                           tmp_path / "two.pt", "--methods", "erm", "linear_probing", "aim_fair",
-                          "--finetune-lr", "0.001"))
+                          "--no-tables", "--finetune-lr", "0.001"))
     runs = {name: tmp_path / "tiny" / name / "seed100"
             for name in ("erm", "linear_probing", "aim_fair")}
     for folder in runs.values():

@@ -37,7 +37,8 @@ def setting(tmp_path_factory) -> Path:
         patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's here
         patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
         flags = tiny.flags(root, root / "results", "--backbone", "tiny", "--val", "official",
-                           "--finetune-epochs", 1, "--batch-norm", "freeze", "--finetune-lr", 0.1)
+                           "--finetune-epochs", 1, "--batch-norm", "freeze", "--finetune-lr", 0.1,
+                           "--no-tables")
         train.main([*flags, "--methods", "tensor_effect", "erm", "aim_fair", "update_layer1"])
     return root / "results" / "tiny"
 
