@@ -20,7 +20,7 @@ from torch import nn
 from datasets import DATASETS
 from datasets.base import ImageTable
 from datasets.loader import Loader
-from models import backbones, heads
+from models import checkpoints, heads
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.records import read_record
@@ -56,27 +56,6 @@ def penultimate(model: nn.Module, loader: Loader) -> np.ndarray:
     finally:
         hook.remove()
     return torch.cat(rows).cpu().numpy()
-
-
-def load_classifier(path: Path, device: str) -> tuple[nn.Module, dict[str, Any]]:
-    """(network, its images' image_size, mean and std) of a classifier.pt. UserError where it is
-    none."""
-    if not path.exists():
-        raise UserError(
-            f"{path} is missing: the run is unfinished or the file was deleted; start the same "
-            "training again, which makes only what is missing"
-        )
-    saved = backbones.load_weights(path, "the classifier")
-    try:
-        model = backbones.maker(saved["backbone"])(None)
-        model.load_state_dict(saved["model"])
-        images = {"image_size": int(saved["image_size"]), "mean": saved.get("mean"),
-                  "std": saved.get("std")}
-    except (KeyError, TypeError, RuntimeError, UserError):  # RuntimeError: other tensors
-        raise UserError(
-            f"{path} is no classifier that train.py wrote; delete it and start that training again"
-        ) from None
-    return model.to(device, memory_format=torch.channels_last), images
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -122,15 +101,21 @@ def run_features(
     """
     config = run_config(run)
     checkpoint = run / "classifier.pt"
-    model, images = load_classifier(checkpoint, device)
+    if not checkpoint.exists():
+        raise UserError(
+            f"{checkpoint} is missing: the run is unfinished or the file was deleted; start the "
+            "same training again, which makes only what is missing"
+        )
+    loaded = checkpoints.classifier(checkpoint, device=device, flag="a run")
     with open(checkpoint, "rb") as file:
         key = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {config.get('test_list')}"
     if (saved := _read(path, key)) is not None:
         return saved
     table = test_images(root, run, config)
     loader = Loader(table, BATCH, train=False, device=device, store_dir=store_dir,
-                    workers=workers, **images)
-    features = Features(penultimate(model, loader), table.y, table.a)
+                    workers=workers, image_size=loaded.image_size, mean=loaded.mean,
+                    std=loaded.std)
+    features = Features(penultimate(loaded.model, loader), table.y, table.a)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, features=features.values, y=features.y, a=features.a, key=np.array(key))
     return features

@@ -18,8 +18,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from stable_diffusion.guided_unet import GuidedUNet
 from stable_diffusion.model_files import PAPER_MODEL, read_pipeline, refusal
 from stable_diffusion.prompt_set import PromptSet
-from utils.devices import automatic, local_rank
+from utils.devices import pick
 from utils.errors import UserError
+from utils.options import check_device
 
 # The paper's sampler (AIM-Fair release: DDIM, eta 0, 50 steps, guidance 9).
 PAPER_DEFAULTS = {"scheduler": "ddim", "steps": 50, "guidance": 9.0, "batch_size": 28}
@@ -29,33 +30,10 @@ CPU_DECODE = 10  # images decoded at once; in a batch of 48 each takes 20% longe
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one, else the CPU.
-
-    Each process of a launcher takes its own GPU. Raises UserError for another name, and for a GPU
-    that this machine does not have.
-    """
-    if name == "auto":
-        name = automatic()
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: torch finds no GPU here; use --device cpu")
-        count = torch.cuda.device_count()
-        index = device.index
-        if index is None:
-            index = local_rank() % count
-        if index >= count:
-            raise UserError(
-                f"--device {name}: torch finds {count} GPUs, numbered from 0; choose one of them"
-            )
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    return device
+    """The device of --device: auto is a GPU where there is one, each process of a launcher's own.
+    Raises UserError for another name, and for a GPU that this machine does not have."""
+    check_device(name)
+    return torch.device(pick(name))
 
 
 def load_pipeline(

@@ -40,7 +40,7 @@ def path(text: str) -> Path:
 def check_device(device: str, *, here: bool = True) -> None:
     """Raise UserError unless `device` is auto, cpu, cuda or cuda:N, and (`here`) is there."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UserError(f"--device {device} is none of cpu, cuda and cuda:N")
+        raise UserError(f"--device {device} is none of auto, cpu, cuda and cuda:N")
     if not here or device in ("auto", "cpu"):
         return
     import torch  # seconds, which the commands without a device need not wait
