@@ -27,6 +27,7 @@ from models.checks import (
     check_samples,
 )
 from models.choices import Choice, candidates, row_of
+from models.cost import cost
 from models.method import Method
 from utils import devices
 from utils.config import Config
@@ -247,6 +248,7 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
             "selected_epoch": run.log[-1]["kept"] if run.log else 0, "passes": run.passes,
+            **cost(trained, next(iter(test.epoch(0)))[1][:1], run.passes),
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,

@@ -24,7 +24,7 @@ import pandas as pd
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.metrics import GROUPS, table_style
-from utils.reporting import comparisons, effects, masks, paper, row_settings
+from utils.reporting import comparisons, costs, effects, masks, paper, row_settings
 from utils.reporting.results import Results
 from utils.reporting.section import (
     FIGURES,
@@ -143,6 +143,8 @@ def write_summary(setting_dir: str | Path, baselines: Sequence[str] = ()) -> str
     sections += [comparisons.paired_section(results, baseline) for baseline in baselines]
     if not changes.empty:
         sections.append(comparisons.relative_section(changes))
+    if cost := costs.section(results):
+        sections.append(cost)
     if results.masks:
         sections.append(masks.section(results))
     if updated := effects.effects(results):
