@@ -114,7 +114,7 @@ def test_what_slurm_is_given(slurm, here, tmp_path, capsys):
 @pytest.mark.slow
 def test_one_job_is_requeued_and_another_is_lost(slurm, here, tmp_path):
     tiny.make(tmp_path / "data")
-    train.main(command("plain", "--no-tables"))
+    train.main(command("plain"))
     train.main(command("array", "--launcher", "slurm"))
     one = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1"}
     job = start(slurm / "1.sh", **one)
