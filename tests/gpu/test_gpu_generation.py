@@ -59,7 +59,7 @@ def test_an_edit_keeps_the_precision(device, tmp_path):
     sampler = demo(device.type, "bf16")
     editor = edit.Editor(sampler, 4, 64, 64)
     Image.new("RGB", (64, 64), (200, 100, 50)).save(tmp_path / "a.png")
-    pixels = editor.edit([edit.Edit("", "a.png", PROMPTS[0], 1, 2)], tmp_path)
+    pixels = editor.edit([edit.Edit("", "a.png", 1, PROMPTS[0], 1, 2)], tmp_path)
     assert pixels.shape == (1, 64, 64, 3)
     parts = (sampler.pipe.unet, sampler.pipe.vae, sampler.pipe.text_encoder)
     assert {part.dtype for part in parts} == {torch.bfloat16}
