@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from models.backbones import parameter_names
@@ -28,8 +30,9 @@ class TensorEffect(FineTuning):
 
     The validation images' group labels are used to measure, for nothing else: no epoch is chosen,
     the last one counts. Batch norm's statistics follow the synthetic images, but for --batch-norm
-    freeze, in every one alike. The trained model, which the test set measures, is the one of which
-    everything was updated. A tensor is one stage: an interrupted run resumes with the next.
+    freeze, in every one alike; what they do alone, at a rate of 0, is measured too. The trained
+    model, which the test set measures, is the one of which everything was updated. A tensor is one
+    stage: an interrupted run resumes with the next.
     """
 
     stages = ("effects",)
@@ -47,9 +50,9 @@ class TensorEffect(FineTuning):
         start = {name: value.clone() for name, value in model.state_dict().items()}
         names = parameter_names(model)
 
-        def make() -> Method:
-            return cls(model, cls.recipe_of(run.config), autocast=run.config.autocast,
-                       compiled=run.config.compile,
+        def make(**changed: float) -> Method:
+            return cls(model, replace(cls.recipe_of(run.config), **changed),
+                       autocast=run.config.autocast, compiled=run.config.compile,
                        frozen_batch_norm=run.config.batch_norm == "freeze")
 
         before = measured(make(), run)
@@ -60,6 +63,8 @@ class TensorEffect(FineTuning):
         mask = read_record(path, "tensors", "delta1", "delta2", "passes")
         run.passes += mask["passes"]
         sizes = {name: value.numel() for name, value in model.named_parameters()}
+        freeze_all_but(model, {names[-1]})
+        statistics = cls._update("nothing", lambda: make(lr=0.0), run)
         tensors, blocks = {}, {}
         for found, parts in ((tensors, {name: {name} for name in names}),
                              (blocks, {block: {n for n in names if block_of(n) == block}
@@ -72,7 +77,8 @@ class TensorEffect(FineTuning):
         freeze_all_but(model, set(names))
         trained = fit_stage(run, "finetune", make, lambda: cls.batches(run), None)
         write_json(run.folder / "effects.json", {
-            "erm": before, "all": measured(trained, run), "blocks": blocks, "tensors": {
+            "erm": before, "statistics": statistics, "all": measured(trained, run),
+            "blocks": blocks, "tensors": {
                 name: effect | {"delta1": mask["delta1"][name], "delta2": mask["delta2"][name],
                                 "elements": sizes[name], "selected": mask["tensors"][name]}
                 for name, effect in tensors.items()},

@@ -86,7 +86,8 @@ def test_tensor_effects_are_correlations(tmp_path):
     record = {"acc": 0.9, "loss": 0.3, "eo_worst": 0.1, "soft_eo": 0.1}
     tensors = {name: record | {"acc": 0.9 - i / 100, "delta1": i, "delta2": i * i, "elements": 1,
                                "selected": i > 1} for i, name in enumerate("abc")}
-    write_json(run / "effects.json", {"erm": record, "tensors": tensors, "blocks": {}})
+    write_json(run / "effects.json", {
+        "erm": record, "statistics": record, "tensors": tensors, "blocks": {}})
     new, _, _ = refresh("<!-- table: effect -->\n<!-- end -->\n", tmp_path / "results")
     assert re.search(r"\| Delta1 +\| +-1.00 \[n/a, n/a\] ", new)
     assert "Delta1 with Delta2: rho +1.00" in new and "Commit abc1234; A Processor; seeds 1." in new

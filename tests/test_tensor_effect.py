@@ -63,9 +63,10 @@ def test_every_tensor_and_block_has_its_effect(setting):
     assert record["erm"]["acc"] == erm["validation"]["acc"]
     ours = json.loads((folder / "metrics.json").read_text())
     assert record["all"]["acc"] == ours["validation"]["acc"]
-    # two epochs of ERM, three mean gradients, 38 tensors, 6 blocks and all of them
-    assert ours["passes"] == 48 + 72 + 24 * (38 + 6 + 1)
-    assert not list(folder.glob("*/model.pt")) and len(list(folder.glob("update_*"))) == 44
+    # two epochs of ERM, three mean gradients, 38 tensors, 6 blocks, nothing and all of them
+    assert ours["passes"] == 48 + 72 + 24 * (38 + 6 + 1 + 1)
+    assert not list(folder.glob("*/model.pt")) and len(list(folder.glob("update_*"))) == 45
+    assert record["statistics"] == record["erm"]  # they are frozen here
     assert not (folder / "mask.json").exists()  # it selects nothing
 
 
@@ -99,7 +100,8 @@ def record_of(delta1: list, delta2: list, acc: list, eo: list, selected: list) -
             zip(NAMES, acc, eo, delta1, delta2, selected, strict=True))}
     blocks = {block: {"acc": 0.91, "eo_worst": 0.1, "loss": 0.4, "soft_eo": 0.2}
               for block in ("stem", "layer1", "layer2", "fc")}
-    return {"erm": erm, "tensors": tensors, "blocks": blocks}
+    statistics = {"acc": 0.905, "eo_worst": 0.18, "loss": 0.49, "soft_eo": 0.27}
+    return {"erm": erm, "statistics": statistics, "tensors": tensors, "blocks": blocks}
 
 
 def records() -> dict[int, dict]:
@@ -137,6 +139,8 @@ def test_the_section_says_what_the_choice_does():
     # seed 1: (2 + 1 - 4 - 3) / 2 = -2; seed 2: +2
     assert frame.loc["selected minus not, points", "change of accuracy"].startswith("+0.00")
     assert frame.loc["selected minus not, points", "reduction of EO worst"].startswith("+1.50")
+    assert frame.loc["nothing updated, points"].tolist() == [
+        f"{gain} [{gain}, {gain}]" for gain in ("+0.50", "+1.00", "+2.00", "+3.00")]
 
 
 def test_the_figure_holds_the_tensors_and_blocks(tmp_path):

@@ -29,7 +29,8 @@ EFFECTS = {"acc": "change of accuracy", "loss": "reduction of cross-entropy",
 
 def effects(results: Results) -> dict[int, dict[str, Any]]:
     """{seed: effects.json} of the setting's runs that have one."""
-    found = results.each("effects.json", lambda path: read_record(path, "erm", "tensors", "blocks"))
+    found = results.each("effects.json", lambda path: read_record(
+        path, "erm", "statistics", "tensors", "blocks"))
     return {seed: record for seeds in found.values() for seed, record in seeds.items()}
 
 
@@ -38,14 +39,26 @@ def gains(record: Mapping[str, Any], parts: str) -> pd.DataFrame:
     nats), more is better, and of a tensor the `PREDICTORS`."""
     rows = {}
     for name, after in record[parts].items():
-        rows[name] = {effect: 100 * (record["erm"][effect] - after[effect]) for effect in EFFECTS}
-        rows[name]["acc"] *= -1  # the only one of which more is better
+        rows[name] = _gain(record, after)
         if parts == "tensors":
             rows[name] |= {key: after[key] for key in ("delta1", "delta2", "elements", "selected")}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     if parts == "tensors":
         frame["ratio"] = frame["delta2"] / frame["delta1"].replace(0, np.nan)
     return frame
+
+
+def _gain(record: Mapping[str, Any], after: Mapping[str, float]) -> dict[str, float]:
+    gain = {effect: 100 * (record["erm"][effect] - after[effect]) for effect in EFFECTS}
+    return gain | {"acc": -gain["acc"]}  # the only one of which more is better
+
+
+def floors(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Paired]:
+    """{effect: that of batch norm's statistics alone, mean of the seeds and its interval}."""
+    gain = {seed: _gain(record, record["statistics"]) for seed, record in records.items()}
+    zero = dict.fromkeys(records, 0.0)
+    return {effect: paired_difference({seed: each[effect] for seed, each in gain.items()}, zero)
+            for effect in EFFECTS}
 
 
 def correlations(records: Mapping[int, Mapping[str, Any]]) -> dict[tuple[str, str], Paired]:
@@ -80,6 +93,8 @@ def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
         for side in (True, False))) for effect in EFFECTS}
     rows.append({"ranked by": "selected minus not, points"}
                 | {EFFECTS[effect]: interval(*halves[effect][:3]) for effect in EFFECTS})
+    rows.append({"ranked by": "nothing updated, points"} | {
+        EFFECTS[effect]: interval(*floor[:3]) for effect, floor in floors(records).items()})
     frames = {seed: gains(record, "tensors") for seed, record in records.items()}
     both = _correlation(frames, "delta1", "delta2")
     count = len(next(iter(records.values()))["tensors"])
@@ -90,7 +105,8 @@ def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
         "mask needs accuracy to fall with Delta1 and fairness to rise with Delta2.",
         pd.DataFrame(rows), lines=[
             f"Delta1 with Delta2: rho {interval(*both[:3])}. Where it is near 1 the two rankings "
-            "are one: no tensor is low in the first and high in the second."],
+            "are one: no tensor is low in the first and high in the second. Nothing updated: batch "
+            "norm's statistics alone, which follow the synthetic images in every row."],
     )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.blocks import block_of
-from utils.reporting.effects import EFFECTS, PREDICTORS, correlations, effects, gains
+from utils.reporting.effects import EFFECTS, PREDICTORS, correlations, effects, floors, gains
 from utils.reporting.figure_style import COLOURS
 from utils.reporting.results import Results
 from utils.reporting.section import interval
@@ -29,6 +29,7 @@ def tensor_effects(results: Results) -> Figure | None:
     colour = {block: COLOURS[i % len(COLOURS)] for i, block in enumerate(order)}
     figure, axes = plt.subplots(len(EFFECTS), 3, figsize=(11, 3 * len(EFFECTS)), sharey="row",
                                 layout="constrained", width_ratios=(1, 1, 0.8))
+    floor = floors(records)
     for row, (effect, said) in zip(axes, EFFECTS.items(), strict=True):
         for axis, predictor in zip(row, ("delta1", "delta2"), strict=False):
             for block in order:
@@ -45,8 +46,11 @@ def tensor_effects(results: Results) -> Figure | None:
         row[2].set_title("the whole block", fontsize=9)
         row[2].tick_params(axis="x", rotation=45)
         row[0].set_ylabel(f"{said} (points)")
+        for axis in row:
+            axis.axhline(floor[effect].mean, color="grey", linewidth=0.9, linestyle=":")
     seeds = f"{len(records)} seed" + ("s" if len(records) > 1 else "")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
                   ncols=len(order), title=f"one tensor of the block updated alone; {seeds}, "
-                  "validation images, above 0 is better than ERM")
+                  "validation images, above 0 is better than ERM; dotted: nothing updated, "
+                  "batch norm's statistics alone")
     return figure
