@@ -199,7 +199,9 @@ ENVIRONMENTS = [  # variables, those that the sentence names, those that it must
     ({"HTTP_PROXY": "http://h:port", "ALL_PROXY": "socks://x"}, ["HTTP_PROXY", "ALL_PROXY"], []),
     ({"SSL_CERT_FILE": "/nowhere/a.pem"}, ["SSL_CERT_FILE", "No such file"], []),
     ({"SSL_CERT_FILE": __file__}, ["SSL_CERT_FILE", "no certificate"], []),
-    ({"SSLKEYLOGFILE": "/nowhere/keys"}, ["SSLKEYLOGFILE", "No such file"], ["SSL_CERT"]),
+    # read only where certificates are named, too
+    ({"SSLKEYLOGFILE": "/nowhere/keys", "SSL_CERT_DIR": "/"}, ["SSLKEYLOGFILE", "No such file"],
+     ["SSL_CERT"]),
     ({"OPENAI_PROJECT_ID": "\u00fc"}, ["OPENAI_PROJECT_ID"], []),
     ({"OPENAI_ORG_ID": "a\nb"}, ["OPENAI_ORG_ID"], []),
 ]
@@ -210,7 +212,8 @@ def test_an_environment_that_no_client_can_use(
     variables, named, unnamed, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
-    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"):
+    for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
+                 "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in variables.items():

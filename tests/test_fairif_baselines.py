@@ -257,7 +257,7 @@ def test_influences_are_the_derivatives_by_retraining():
     (x, y, a), val = tensors(splits.train), tensors(splits.val)
     train, held = as_batches(x, y, a), as_batches(*val)
     relaxation = Relaxation("sigmoid", 1.0)
-    fair, utility, gap, _ = influence.influences(
+    fair, utility, gap, *_ = influence.influences(
         trained(x, y), train, held, relaxation, train, method="exact", damping=L2)
 
     def figures(weights):

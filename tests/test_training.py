@@ -731,7 +731,7 @@ WRONG_FLAGS = [
     (["--momentum", "2"], "at most 1"),
     (["--weight-decay", "-1"], "at least 0"),
     (["--batch-norm", "off"], "invalid choice"),
-    (["--device", "gpu"], "--device gpu is none of cpu, cuda"),
+    (["--device", "gpu"], "--device gpu is none of auto, cpu, cuda"),
     (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
     (["--precision", "fp8"], "invalid choice"),
     (["--workers", "0"], "at least 1"),
