@@ -200,8 +200,8 @@ ENVIRONMENTS = [  # variables, those that the sentence names, those that it must
     ({"SSL_CERT_FILE": "/nowhere/a.pem"}, ["SSL_CERT_FILE", "No such file"], []),
     ({"SSL_CERT_FILE": __file__}, ["SSL_CERT_FILE", "no certificate"], []),
     # read only where certificates are named, too
-    ({"SSLKEYLOGFILE": "/nowhere/keys", "SSL_CERT_DIR": "/"}, ["SSLKEYLOGFILE", "No such file"],
-     ["SSL_CERT"]),
+    ({"SSLKEYLOGFILE": "/nowhere/keys", "SSL_CERT_DIR": str(Path(__file__).parent)},
+     ["SSLKEYLOGFILE", "No such file"], ["SSL_CERT"]),
     ({"OPENAI_PROJECT_ID": "\u00fc"}, ["OPENAI_PROJECT_ID"], []),
     ({"OPENAI_ORG_ID": "a\nb"}, ["OPENAI_ORG_ID"], []),
 ]
