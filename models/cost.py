@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,16 +25,17 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def cost(trained: Method, x: Tensor, passes: int) -> dict[str, Any]:
+def cost(trained: Method, shape: Sequence[int], passes: int) -> dict[str, Any]:
     """{"trainable": parameters that the last stage changed, "parameters": all of the network,
     "flops": of `passes` image passes, "gpu_bytes": the process's peak on a GPU so far, or None}.
 
-    x: one sample, [1, ...]. Where few tensors move, a pass needs fewer gradients than is counted.
+    shape: of one sample. Where few tensors move, a pass needs fewer gradients than is counted.
     """
     parameters = list(trained.model.parameters())
+    device, x = parameters[0].device, torch.empty(1, *shape, device="meta")
     return {
         "trainable": sum(p.numel() for p in trained.trained()),
         "parameters": sum(p.numel() for p in parameters),
         "flops": PASS * passes * forward_flops(trained.model, x),
-        "gpu_bytes": torch.cuda.max_memory_allocated(x.device) if x.is_cuda else None,
+        "gpu_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }

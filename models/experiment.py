@@ -248,7 +248,7 @@ def execute(run: Run, method: type[Method], data: Data) -> None:
         write_json(folder / "metrics.json", {
             "test": to_json(metrics), "validation": validation,
             "selected_epoch": run.log[-1]["kept"] if run.log else 0, "passes": run.passes,
-            **cost(trained, next(iter(test.epoch(0)))[1][:1], run.passes),
+            **cost(trained, data.shape or (3, config.image_size, config.image_size), run.passes),
         })
         save_torch(folder / "classifier.pt", {
             "model": trained.model.state_dict(), "backbone": config.backbone,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 
 from datasets.base import ImageTable
 from datasets.loader import Loader
@@ -34,7 +35,7 @@ class Scores:
 
     @property
     def score(self) -> np.ndarray:
-        return 1 / (1 + np.exp(-self.logit.astype(np.float64)))
+        return expit(self.logit.astype(np.float64))
 
     @property
     def prediction(self) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import expit
 
 from models.backbones import parameter_names
 from models.finetune import freeze_all_but
@@ -111,7 +112,7 @@ def measured(method: Method, run: Run) -> dict:
     """
     val = run.data.val
     logits = logits_of(method, run.data.loader(val, train=False)).astype(np.float64)
-    probability = 1 / (1 + np.exp(-logits))
+    probability = expit(logits)
     members = {(y, a): probability[(val.y == y) & (val.a == a)] for y, a in GROUPS}
     means = {group: each.mean() if len(each) else np.nan for group, each in members.items()}
     return to_json(fairness_metrics((logits > 0).astype(np.int64), val.y, val.a)) | {

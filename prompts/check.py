@@ -3,7 +3,7 @@
 Failures are listed by prompt and the exit code is 1 if there are any. The rules:
 
 - file      the file's fields are there and its name agrees with them
-- groups     the four groups, each with the number of prompts that the set's name says
+- groups    the four groups, each with the number of prompts that the set's name says
 - prefix    contextual_25 is the first half of contextual_50 where both are there
 - start     a prompt starts with the set's agreed words ("a" may go on as "an")
 - target    it names the target value of its group and not the opposite one

@@ -16,7 +16,7 @@ AGREED_STARTS = {"celeba": (STARTS_WITH,), "utkface": (STARTS_WITH, "Face photo 
 
 
 class Failure(NamedTuple):
-    """One broken rule. group: the group, such as "0_1", None where the whole file is at fault.
+    """One broken rule. group: such as "0_1", None where the whole file is at fault.
     number: the prompt's, from 1, None where the whole group is.
     """
 

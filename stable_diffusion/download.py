@@ -4,7 +4,7 @@
 
 Stability AI took its own copy offline at the end of 2025. The folder is what --model of
 stable_diffusion.generate (MODEL of generation.sh) takes; it is read once before the command says
-done. What was received is kept: the same command goes on.
+done. What was received is kept: rerun the same command to resume.
 """
 
 from __future__ import annotations

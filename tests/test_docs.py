@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.records import environment, processor
 from utils.reporting import __main__ as reporting
-from utils.reporting.docs import BLOCK, DOCUMENTS, refresh, table
+from utils.reporting.docs import BLOCK, DOCUMENTS, refresh, sections_of
 from utils.reporting.results import Results
 from utils.reporting.tables import write_summary
 
@@ -97,7 +97,7 @@ def test_fairifs_figures_are_those_of_its_paper(tmp_path):
     config = made() | {"target": "Blond_Hair", "paper_table": "fairif-5", "paper_row": "FairIF"}
     for seed, correct in ((1, (9, 18, 18, 8)), (2, (8, 18, 17, 9))):
         write_run(tmp_path / "fairif" / f"seed{seed}", correct, config=config)
-    assert table(Results(tmp_path)).frame.to_dict("records") == [{
+    assert sections_of(Results(tmp_path))[0].frame.to_dict("records") == [{
         "in %": "fairif", "ACC ±": "87.50 ± 1.18 [95.37]", "AD ±": "5.00 ± 2.36 [3.81]",
         "AOD ±": "6.25 ± 1.77 [12.20]", "EOD ±": "7.50 ± 3.54 [31.45]", "passes": "n/a",
     }]

@@ -181,7 +181,7 @@ def inverse_hvp(
 
     with evaluation(model):
         if method == "exact":
-            value, used = _exact(apply, vectors), 1
+            value, used = _exact(apply, vectors), 0
         elif method == "cg":
             value, used = _conjugate_gradients(apply, vectors, steps, tolerance)
         else:

@@ -7,7 +7,7 @@ from statistics import fmean
 import pandas as pd
 
 from utils.reporting.results import Results
-from utils.reporting.section import Section
+from utils.reporting.section import Section, thousands
 
 KEYS = ("trainable", "parameters", "passes", "flops")
 
@@ -23,7 +23,7 @@ def section(results: Results) -> Section | None:
         memory = [r["gpu_bytes"] for r in said if r.get("gpu_bytes")]
         rows.append({
             "method": method, "parameters updated": f"{trainable:,.0f}",
-            "of the network": f"{trainable / parameters:.0%}", "passes": f"{passes / 1000:.1f}",
+            "of the network": f"{trainable / parameters:.0%}", "passes": thousands(passes),
             "PFLOP": f"{flops / 1e15:.3g}",
             "GPU memory, GiB": f"{max(memory) / 2**30:.1f}" if memory else "n/a",
         })

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ from utils.reporting.section import (
     interval,
     number,
     plus_minus,
+    thousands,
 )
 from utils.reporting.tables import collect
 
 DOCUMENTS = ("README.md", "docs/results.md")
 START, END = "<!-- table: {} -->\n", "<!-- end -->"
-CLAIMED = {False: ("acc", "wst", "eo_worst"), True: ("acc", "aod", "eod")}  # whether FairIF's
+CLAIMED = {False: ("acc", "wst", "eo_worst"), True: ("acc", "aod", "eod")}  # is it FairIF's?
 BLOCK = re.compile(START.format(r"(\S+)") + f"((?:(?!<!-- ).)*?){END}", re.DOTALL)
 
 
@@ -78,31 +79,28 @@ def sections_of(results: Results) -> list[Section]:
         return [replace(said, title="", lines=[*said.lines, provenance(results)])]
     summary = results.folder / "summary.md"
     baselines = baselines_of(summary.read_text(encoding="utf-8")) if summary.exists() else ()
-    return [table(results), *(paired(results, baseline) for baseline in baselines)]
+    records = collect(results).to_dict("records")
+    fairif = any(str(row["paper_table"]).startswith(FAIRIF) for row in records)
+    return [table(results, records, fairif),
+            *(paired(results, baseline, CLAIMED[fairif]) for baseline in baselines)]
 
 
-def paired(results: Results, baseline: str) -> Section:
-    """Each row minus the baseline, in the figures in which papers claim a difference."""
-    figures = CLAIMED[any(is_fairif(row) for row in collect(results).to_dict("records"))]
+def paired(results: Results, baseline: str, figures: Sequence[str]) -> Section:
+    """Each row minus the baseline, in these figures."""
     rows = [{f"minus {baseline}": method}
             | {TITLES[name]: interval(*found[name][:3]) for name in figures}
             for method, found in differences(results, baseline).items()]
     return Section(frame=pd.DataFrame(rows), lines=["Points, paired by seed [95% t interval]."])
 
 
-def is_fairif(row: Mapping[str, Any]) -> bool:
-    return str(row["paper_table"]).startswith(FAIRIF)
-
-
-def table(results: Results) -> Section:
+def table(results: Results, records: Sequence[Mapping[str, Any]], fairif: bool) -> Section:
     """The figures of the paper that the setting belongs to, with [the paper's], thousands of image
     passes a seed, and below it commit, processor and seeds of the runs.
 
     AIM-Fair's are computed as in its tables, its EO worst with the spread over seeds; FairIF's are
     all means with their spread.
     """
-    rows, records = [], collect(results).to_dict("records")
-    fairif = any(is_fairif(row) for row in records)
+    rows = []
     figures, spread = (FAIRIF_FIGURES,) * 2 if fairif else (TABLE_FIGURES, ("eo_worst",))
     for row in records:
         line = {"in %": row["method"]}
@@ -113,7 +111,7 @@ def table(results: Results) -> Section:
                     else number(row[f"{name}_table"]))
             paper = "" if math.isnan(printed) else f" [{number(printed)}]"
             line[TITLES[name] + (" ±" if name in spread else "")] = cell + paper
-        rows.append(line | {"passes": number(row["passes"] / 1000)})
+        rows.append(line | {"passes": thousands(row["passes"])})
     return Section(frame=pd.DataFrame(rows), lines=[provenance(results)])
 
 

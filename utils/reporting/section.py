@@ -85,6 +85,11 @@ def number(value: float, sign: bool = False) -> str:
     return "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:{'+' if sign else ''}.2f}"
 
 
+def thousands(passes: float) -> str:
+    """Image passes as the tables' unit; NaN is n/a."""
+    return "n/a" if math.isnan(passes) else f"{passes / 1000:.1f}"
+
+
 def plus_minus(mean: float, spread: float) -> str:
     return "n/a" if math.isnan(mean) else f"{number(mean)} ± {number(spread)}"
 

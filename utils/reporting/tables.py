@@ -36,6 +36,7 @@ from utils.reporting.section import (
     markdown,
     number,
     plus_minus,
+    thousands,
 )
 
 
@@ -98,7 +99,7 @@ def _as_the_papers(frame: pd.DataFrame) -> Section:
         {"method": row["method"], "seeds": str(row["seeds"]),
          **{TITLES[name]: number(row[f"{name}_table"]) for name in TABLE_FIGURES},
          **{f"y={y} a={a}": number(row[f"g{y}{a}"]) for y, a in GROUPS},
-         "passes": "n/a" if math.isnan(row["passes"]) else f"{row['passes'] / 1000:.1f}"}
+         "passes": thousands(row["passes"])}
         for row in frame.to_dict("records")
     ]
     counts = frame.groupby([f"n{y}{a}" for y, a in GROUPS], sort=False)["method"]

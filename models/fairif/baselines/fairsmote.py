@@ -83,7 +83,7 @@ class FairSMOTE(Method):
 
     @classmethod
     def rows(cls, run: Run) -> np.ndarray:
-        """int64 [2, T]: the images of the training set and their partners; a real one is its own"""
+        """int64 [2, T]: images of the training set and their partners; a photograph's is itself"""
         made = read_array(run.folder / "offspring" / "offspring.npy", (2, None), np.int64)
         real = np.arange(len(run.data.real))
         return np.concatenate([np.stack([real, real]), made], axis=1)
