@@ -8,9 +8,7 @@
 CONTROLS="fairif_shuffled fairif_shuffled_within_groups group_weights"  # its eps dealt otherwise
 # Adam at 2e-4 and 500 epochs as in the paper, which names neither Adam nor a batch; the seed draws
 # which digits are kept and red. MNIST=folder of its files; SPLITS=seeds. With SPLITS="0 1 2" and
-# --pretrain-epochs 25 an hour on one core (MLP). Original and FairIF
-# under group distribution shift, Acc/AOD/EOD: MLP 98.19/.065/.056 and 98.49/.053/.031, CNN
-# 98.81/.043/.030 and 98.94/.004/.003, LeNet 99.17/.026/.018 and 99.42/.018/.013
+# --pretrain-epochs 25 an hour on one core (MLP).
 fairif-table1() { digits 1 mlp; }
 fairif-table2() { digits 2 digit_cnn; }
 fairif-table3() { digits 3 digit_lenet; }
@@ -23,8 +21,7 @@ digits() {  # number of the table, network
       --set $(influences damping=0.01 steps=30 curvature_samples=10000)
   done
 }
-# Acc/AOD/EOD: Adult 68.97/.170/.265, German 74.68/.017/.024, COMPAS 67.53/.156/.218; also an MLP
-# of 64 hidden units, which the paper does not have. SPLITS=their seeds, of 70/10/20 each. Offline.
+# Also an MLP of 64 hidden units, which the paper does not have. SPLITS=seeds, of 70/10/20 each.
 fairif-table4() {  # BLIND is of the next function
   local data arl inverse; inverse=$(influences damping=0.001 steps=100 curvature_samples=1000000)
   SPLITS=${SPLITS:-0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19}
@@ -60,10 +57,7 @@ in_memory() {  # folder, number of the table, dataset, flags
     ${MORE[@]+"${MORE[@]}"}
 }
 influences() { for row in influence fairif $CONTROLS; do printf "$row.%s " "$@"; done; }
-# Acc/AD/AOD/EOD on CelebA, Blond_Hair/Male: Original 95.41/4.54/.2485*/.4975, CFair
-# 95.11/4.23/.1954/.3520, DOMIND 94.88/4.18/.1864/.3475, ARL 95.08/4.31/.2185/.4108, FairSMOTE
-# 95.26/4.42/.2256/.3872, FairIF 95.37/3.81/.1220*/.3145; on FairFace, Male/White: Original
-# 86.68/7.23/.0721/.0610, FairIF 86.63/4.14/.0048*/.0105. * is impossible: AOD < EOD / 2.
+# Several AOD of the paper's Tables 5 and 11 are impossible, below EOD / 2: summary.md marks them.
 fairif-table5() {
   train fairif-table5 --paper-table fairif-5 --methods erm cfair domind arl fairsmote influence \
     fairif $CONTROLS --baseline erm $CONTROLS $(demo_fairif fairif $CONTROLS)
@@ -75,9 +69,7 @@ demo_fairif() {
   on_demo --set $(for row in "$@"; do
     echo $row.last_tensors=17 $row.damping=0.1 $row.curvature_samples=300 $row.steps=12; done)
 }
-# Change by FairIF from ImageNet weights, Acc/AD/AOD/EOD in %: ResNet-18 on CelebA
-# +.07/-23.7/-37.1/-23.5, on FairFace +.40/-35.8/-48.8/-66.9; summary.md prints the other four.
-fairif-table6() {
+fairif-table6() {  # relative change by FairIF, from ImageNet weights
   local networks="resnet18_h128 resnet34_h128 resnet50_h128" start=imagenet row network
   [ "$SETTING" != demo ] || { networks=resnet18_quarter; start=none; }
   for network in ${NETWORKS:-$networks}; do
@@ -87,9 +79,7 @@ fairif-table6() {
     done
   done
 }
-# FairIF with the group labels of fewer validation images, AOD on CelebA: Original .2485*, 100%
-# .1220*, 50% .1491*, 25% .1873*, 10% .2219*; on FairFace .0721, .0048*, .0073*, .0089, .0149.
-fairif-table11() {
+fairif-table11() {  # with the group labels of fewer validation images
   compare fairif-table11 erm fairif{,_50,_25,_10,_shuffled} --paper-table fairif-11 \
     $(demo_fairif fairif{,_50,_25,_10,_shuffled})
 }

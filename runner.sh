@@ -12,9 +12,9 @@
 #
 # Every command is printed so that it can be pasted. Interrupted? Rerun the same line to resume. A
 # table is the folder $RESULTS/<setting>/<table>/ with summary.md, summary.csv and figures/. Where
-# the paper has a row it stands beside ours. The comments say what the paper prints, ACC/WST/EO of
-# CelebA Smiling/Male, EO in the worst case, and the cost of a row in passes over the 20,000 images
-# a seed (ERM's 15 are shared by a setting's tables); the demo's passes of 1,500 take 2 s each.
+# the paper has a row it stands beside ours (utils/reporting/paper_tables). Cost is a row's, in
+# passes over the 20,000 images a seed (ERM's 15 are shared by a setting's tables); the demo's
+# passes of 1,500 take 2 s each.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -158,14 +158,10 @@ celeba() {  # beside the paper's table that has the pair
   train . --paper-table $number --methods $METHODS
 }
 # --- AIM-Fair's tables ---------------------------------------------------------------------------
-# ERM 88.20/70.10/25.30, CVaR DRO 87.30/74.00/22.80, EIIL 87.90/75.60/19.70, LfF 87.10/77.50/17.00,
-# JTT 88.00/74.80/19.40, MAPLE 88.10/72.00/19.60, DiGA 88.40/81.90/7.40, AIM-Fair 89.02/84.20/6.07
-# Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of errors, MAPLE about 60,
-# DiGA 300 of BYOL and 15, AIM-Fair 13.
+# The compared methods. Cost: CVaR DRO 15, EIIL 16, LfF 30, JTT 16 and 750 times its share of
+# errors, MAPLE about 60, DiGA 300 of BYOL and 15, AIM-Fair 13.
 table1() { debiasing table1 1 $SIZE; }
-# 50%: ERM 87.50/67.80/26.10, AIM-Fair 88.85/83.99/6.28; 25%: 87.10/65.90/27.70, 88.89/82.54/7.59;
-# 10%: 86.90/62.80/28.90, 87.90/81.73/8.16. Cost: 85% of Table 1's.
-table2() {
+table2() {  # the same with fewer training images. Cost: 85% of Table 1's
   for share in 50 25 10; do debiasing table2/$share "2 ($share%)" $((SIZE * share / 100)); done
 }
 debiasing() {  # folder, the paper's table, training images
@@ -190,45 +186,32 @@ edits() {  # folder, training images: the demo edits those that an ERM run has l
   run -m stable_diffusion.edit --model demo --prompts "$(prompts plain)" --list "$list" $SAMPLER \
     --images "$DATA"/demo/faces_*/img_align_celeba --out "$EDITS"
 }
-# ERM 89.23/71.52/23.84, synthetic only 85.98/78.52/7.87, supplementation 89.77/73.67/21.96,
-# repairing 89.72/75.05/21.18, linear probing 89.69/77.41/17.51, full 88.77/82.74/6.83,
-# AIM-Fair 89.02/84.20/6.07. Cost: 15 to 30, fine-tuned 10, AIM-Fair 13.
-table3() {
+table3() {  # what the synthetic images are used for. Cost: 15 to 30, fine-tuned 10, AIM-Fair 13
   compare table3 erm synthetic_only data_supplementation data_repairing linear_probing \
     full_finetuning aim_fair --paper-table 3
 }
-# best (here: on validation) random 89.33/82.17/9.11, one block updated 90.04/80.64/12.45, frozen
-# 89.06/83.48/7.00, cosine 88.85/83.33/8.40, AIM-Fair 89.02/84.20/6.07. Beside them a random mask
+# Which tensors are updated; the best of several on validation. Beside the paper's rows a random mask
 # of AIM-Fair's size, and batch norm's running statistics frozen. Cost: 10 to 13 each of 20 rows.
 table4() {
   train table4 --paper-table 4 --methods best_random random_mask best_update best_freeze \
     aim_fair_cosine aim_fair aim_fair_frozen_batch_norm --baseline aim_fair
 }
-# trained on synthetic only: plain 71.65/43.28/34.20, contextual (25) 81.85/69.73/16.30, (50)
-# 82.66/72.22/5.07, with head poses 85.98/78.52/7.87. Cost: 15 a row; a set's images, 3.5 EFLOP.
-table5() {
+table5() {  # prompt sets, synthetic images only. Cost: 15 a row; a set's images, 3.5 EFLOP
   compare table5 synthetic_only_{plain,contextual_{25,50,head_poses_50}} --paper-table 5
 }
-# full 88.77/82.74/6.83; 4:6 89.23/83.90/8.78, 3:7 88.90/83.52/7.72, 2:8 88.97/83.16/7.30,
-# 1:9 89.02/84.20/6.07. Cost: 13 a row.
+# The ratio of groups in the biased synthetic set. Cost: 13 a row.
 table6() { compare table6 full_finetuning aim_fair_{4_6,3_7,2_8,1_9} --paper-table 6; }
-# 0.5x 89.51/80.80/10.31, 1x 89.02/84.20/6.07, 1.5x 88.34/81.25/7.13, 2x 88.81/83.36/6.08
-# The demo has images for 0.8x. Cost: 8, 13, 18 and 23.
+# Synthetic images per real one; the demo has images for 0.8x. Cost: 8, 13, 18 and 23.
 table7() { train table7 --paper-table 7 --methods $RATIOS --baseline $RATIO; }
-# SETTING=utkface: ERM 88.86/79.58/16.59, 0.5x 88.91/82.61/6.74, 1x 88.30/84.26/4.81,
-# 1.5x 88.23/83.70/5.45, 2x 88.98/83.04/6.73
-table10() { train table10 --paper-table 10 --methods erm $RATIOS --baseline $RATIO; }
-# ViT-S/32; EO is the mean of the two differences here: ERM 89.00/71.12/20.18, synthetic only
-# 86.19/83.73/2.32, supplementation 88.97/72.89/19.72, full 89.37/83.95/4.17, LoRA 90.79/86.20/3.14,
-# LTGC 88.75/78.17/17.20, AIM-Fair 90.89/87.79/3.27. Cost: as Table 3's, with another backbone.
-table8() {
+table10() {  # the same; the paper's: SETTING=utkface
+  train table10 --paper-table 10 --methods erm $RATIOS --baseline $RATIO
+}
+table8() {  # Table 3 with a ViT-S/32; the paper's EO is the mean of the two differences here
   train table8 --paper-table "8 (ViT-S/32)" --backbone vit_small_patch32 --top-k 0.887 --methods \
     erm synthetic_only data_supplementation full_finetuning lora ltgc aim_fair --baseline erm
 }
-# ERM 89.23/71.52/23.84, LTGC 89.05/75.42/21.27, AIM-Fair 89.02/84.20/6.07. Cost: 15, 27, 13.
-table9() { compare table9 erm ltgc aim_fair --paper-table 9; }
-# Male/Young: ERM 97.16/93.50/5.37, full 96.47/93.79/3.24, AIM-Fair 96.00/93.86/3.00. The images are
-# those of Young/Male (demo: of Smiling/Male) with the groups transposed. Cost: 15, 10, 13.
+table9() { compare table9 erm ltgc aim_fair --paper-table 9; }  # Cost: 15, 27, 13
+# Male/Young by the images of Young/Male (demo: of Smiling/Male), the groups transposed. Cost: as 3.
 table11() { compare table11 erm full_finetuning aim_fair --paper-table 11; }
 # The minority groups' share, estimated by JTT's error set without group labels: the paper's 1:9.
 bias-ratio() {

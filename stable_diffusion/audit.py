@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # started by its path: python stable_diffusion/audit.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,14 +27,16 @@ if not __package__:  # started by its path: python stable_diffusion/audit.py
 from PIL import Image
 
 from datasets.decoding import decode
-from stable_diffusion.judges import Judge, agreement, load_clip, load_features, load_judge
 from stable_diffusion.manifest import GROUPS, read_table
-from stable_diffusion.photographs import Photographs, compare_with, load_photographs
 from utils.config import number
 from utils.errors import UserError, exit_cleanly, is_systems
 from utils.files import atomic_path, write_json
 from utils.options import ArgumentParser, path
 from utils.progress import progress
+
+if TYPE_CHECKING:  # torch comes after the flags
+    from stable_diffusion.judges import Judge
+    from stable_diffusion.photographs import Photographs
 
 
 def unreadable(paths: Sequence[Path]) -> list[Path]:
@@ -86,6 +89,9 @@ def audit(
     photographs.compare_with}. Raises UserError for a wrong manifest and for a judge of another
     attribute.
     """
+    from stable_diffusion.judges import agreement
+    from stable_diffusion.photographs import compare_with
+
     rows = read_table(folder / "manifest.csv")
     target, protected = pair_of(folder)
     for judge in judges:
@@ -189,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exit code 1 if images are missing or broken."""
     args = _parser().parse_args(arguments)
     folders = _find_folders(args.images)
+    from stable_diffusion.judges import load_clip, load_features, load_judge
+    from stable_diffusion.photographs import load_photographs
     from stable_diffusion.pipeline import pick_device
 
     device = pick_device(args.device)

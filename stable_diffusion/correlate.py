@@ -25,13 +25,22 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
-from stable_diffusion.quality import MEASURES
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
 from utils.metrics import METRICS
 from utils.options import ArgumentParser, path
 from utils.reporting.results import Results
 
+MEASURES = {  # name -> (what it is, which way is better)
+    "fid": ("Frechet distance to the photographs", "lower"),
+    "kid": ("kernel distance to the photographs, without bias by their number", "lower"),
+    "distance": ("mean cosine distance of two images", "higher"),
+    "vendi": ("Vendi score, the effective number of different images", "higher"),
+    "density": ("how densely photographs surround an image", "higher"),
+    "coverage": ("share of the photographs with an image nearby", "higher"),
+    "nearest": ("median cosine distance to the nearest photograph", "neither"),
+    "near_copies": ("share nearer to one than 99% of held-out photographs are", "lower"),
+}
 FEWEST = 3  # sets; over two every measure agrees or disagrees fully
 
 

@@ -114,7 +114,8 @@ def _add_sampler_flags(parser: ArgumentParser) -> None:
     speed.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile UNet and VAE: minutes at the start, worth it for thousands of images",
+        help="torch.compile UNet and VAE: minutes at the start; it prints from how many images "
+        "that pays",
     )
     speed.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     speed.add_argument(
@@ -185,7 +186,6 @@ def _build_sampler(args: argparse.Namespace):
         scheduler=setting("scheduler"),
         precision=precision,
         device=str(device),
-        compile=args.compile,
         config=args.model_config or model_files.PAPER_MODEL,
     )
     factor = pipe.vae_scale_factor
@@ -270,6 +270,10 @@ def generate(args: argparse.Namespace) -> int:
         f"{settings['precision']}, batches of {batch_size}",
         flush=True,
     )
+    if args.compile and todo:
+        from stable_diffusion.compilation import compile_and_say
+
+        print(compile_and_say(sampler, batch_size, left), flush=True)
     with progress(total=total, initial=total - left, unit="img", smoothing=0.1) as bar:
         make_images(sampler, todo, folder, saved, batch_size, bar)
     missing = manifest.finish(

@@ -42,7 +42,6 @@ def load_pipeline(
     scheduler: str = "ddim",
     precision: str = "fp32",
     device: str = "auto",
-    compile: bool = False,
     config: str = PAPER_MODEL,
 ) -> StableDiffusionPipeline:
     """Load `model`: "demo", a hub id, a diffusers folder, or one .ckpt or .safetensors file.
@@ -56,11 +55,11 @@ def load_pipeline(
     pipe = read_pipeline(model, PRECISIONS[precision], config)
     _check_parts(model, pipe)
     check_precision(pipe, PRECISIONS[precision])
-    return ready(pipe, scheduler, target, compile)
+    return ready(pipe, scheduler, target)
 
 
 def ready(
-    pipe: StableDiffusionPipeline, scheduler: str, device: torch.device, compile: bool = False
+    pipe: StableDiffusionPipeline, scheduler: str, device: torch.device
 ) -> StableDiffusionPipeline:
     """The pipeline on the device with that sampler, laid out for speed; it is changed in place."""
     pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
@@ -68,9 +67,6 @@ def ready(
     for part in (pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
         part.to(memory_format=torch.channels_last)  # convolutions: also faster on a CPU
-    if compile:  # all batches have one shape, so each part is compiled once
-        pipe.unet.compile(dynamic=False)
-        pipe.vae.decoder.compile(dynamic=False)
     return pipe
 
 

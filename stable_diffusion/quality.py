@@ -24,16 +24,6 @@ from utils.metrics import GROUPS
 KID_SUBSET, KID_SUBSETS = 1000, 100  # Binkowski et al. (2018); fewer images are one subset
 NEIGHBOURS = 5  # of density and coverage, as in Naeem et al. (2020)
 NEAR = 0.01  # quantile of held-out photographs' distances below which an image is a near copy
-MEASURES = {  # name -> (what it is, which way is better)
-    "fid": ("Frechet distance to the photographs", "lower"),
-    "kid": ("kernel distance to the photographs, without bias by their number", "lower"),
-    "distance": ("mean cosine distance of two images", "higher"),
-    "vendi": ("Vendi score, the effective number of different images", "higher"),
-    "density": ("how densely photographs surround an image", "higher"),
-    "coverage": ("share of the photographs with an image nearby", "higher"),
-    "nearest": ("median cosine distance to the nearest photograph", "neither"),
-    "near_copies": ("share nearer to one than 99% of held-out photographs are", "lower"),
-}
 
 
 class _AsGiven(torch.nn.Module):
@@ -141,7 +131,7 @@ def nearest(real: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def compare(
     real: np.ndarray, synthetic: np.ndarray, distances: np.ndarray, limit: float
 ) -> dict[str, float]:
-    """MEASURES of one group's images. distances [N]: to the nearest photograph of any group.
+    """The measures of one group's images. distances [N]: to the nearest photograph of any group.
 
     limit: the distance below which an image is a near copy; NaN where it is not known.
     """
@@ -179,10 +169,10 @@ def by_group(
 
     The three hold features per group (y, a) of training photographs, of photographs that training
     does not see (they may be none), and of synthetic images; groups without images are left out.
-    A group's measures are MEASURES, the numbers of images, and `fid_held_out`: the FID of the held-
-    out photographs, what a perfect generator would reach with so many. "all" sets the groups
-    together as they come, so it also holds that photographs and synthetic images mix the groups
-    differently. The nearest photograph is a row of the real groups laid one after the other.
+    A group's measures are those of `compare`, the numbers of images, and `fid_held_out`: the FID
+    of the held-out photographs, what a perfect generator would reach with so many. "all" sets the
+    groups together as they come, so it also holds that photographs and synthetic images mix the
+    groups differently. The nearest photograph is a row of the real groups laid one after the other.
     """
     every = [group for group in GROUPS if len(synthetic[group])]
     pool = np.concatenate([real[group] for group in GROUPS])

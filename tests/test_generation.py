@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from stable_diffusion import audit, judges, manifest
+from stable_diffusion.compilation import break_even
 from stable_diffusion.generate import main
 from stable_diffusion.prompt_set import read_prompts
 from utils.errors import UserError
@@ -232,6 +234,26 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(command, unbroken, t
     (group / f".00002.png.{process.pid}.tmp").write_bytes(b"half")
     main(command(tmp_path))
     assert read_bytes(tmp_path) == unbroken
+
+
+def test_compiling_makes_the_same_files_and_says_what_it_costs(
+    command, unbroken, tmp_path, capsys, monkeypatch
+):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: compile_(*a, **k, backend="eager"))
+    main(command(tmp_path, "--compile"))
+    assert read_bytes(tmp_path) == unbroken
+    said = capsys.readouterr().out
+    assert re.search(r"compiled in \d+ s: a batch of 2 takes [\d.]+ s instead of [\d.]+, which "
+                     r"pays (never; start without|from \d+ images, and 20 are to be made)", said)
+
+
+@pytest.mark.parametrize(("start", "eager", "compiled", "batches"), [
+    (90.0, 3.0, 2.0, 90), (90.5, 3.0, 2.0, 91), (1.0, 2.0, 2.0, float("inf")),
+    (1.0, 2.0, 2.5, float("inf")),
+])
+def test_compiling_pays_from_the_batch_that_regains_its_time(start, eager, compiled, batches):
+    assert break_even(start, eager, compiled) == batches
 
 
 def test_a_larger_size_is_saved_with_lanczos(command, tmp_path):

@@ -92,7 +92,7 @@ PASSES = {
 
 
 @pytest.mark.parametrize("name", [*RUN, "aim_fair_cosine", "synthetic_only_plain"])
-def test_every_method_runs_to_its_tables(name, data, results, monkeypatch, capsys):
+def test_every_method_runs_and_resumes(name, data, results, monkeypatch, capsys):
     method, seen = METHODS[name], {True: set(), False: set()}
     epoch = Loader.epoch
 
@@ -102,14 +102,15 @@ def test_every_method_runs_to_its_tables(name, data, results, monkeypatch, capsy
             yield batch
 
     monkeypatch.setattr(Loader, "epoch", spied)
-    train.main(flags(data, results, *tiny.quick(name)))
+    arguments = flags(data, results, "--no-tables", *tiny.quick(name))
+    train.main(arguments)
     granted = {"none": set(), "validation": {False}, "train": {False, True}}[method.uses_attributes]
     for training, attributes in seen.items():
         # the pre-trained model can have been made by an earlier test: then its loader is not seen
         assert training in granted or attributes <= {-1}
     assert -1 in seen[False]  # the test set was read, without its protected labels
 
-    setting, folder = results / "tiny", results / "tiny" / name / "seed100"
+    folder = results / "tiny" / name / "seed100"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics["test"]["group_count"]) == {"0_0", "0_1", "1_0", "1_1"}
     assert sum(metrics["test"]["group_count"].values()) == 16
@@ -126,16 +127,28 @@ def test_every_method_runs_to_its_tables(name, data, results, monkeypatch, capsy
     saved = torch.load(folder / "classifier.pt", weights_only=True)
     assert saved["backbone"] == "tiny"
     assert (folder / "train.csv").read_text().count("\n") == 24 + 1
-    assert f"| {name} " in (setting / "summary.md").read_text()
-    assert f"\n{name},1," in (setting / "summary.csv").read_text()
 
     # the same command again: nothing is trained, nothing is written
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(Loader, "epoch", None)
-    train.main(flags(data, results, *tiny.quick(name)))
+    train.main(arguments)
     assert f"{name}/seed100: finished, reused" in capsys.readouterr().out
     stamps[folder / ".lock"] = (folder / ".lock").stat().st_mtime_ns
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_every_run_is_in_the_tables(data, results):
+    """Of all methods, where the test above has run."""
+    trained(data, results, "aim_fair")
+    train.main(flags(data, results, "--methods", "erm"))
+    setting = results / "tiny"
+    names = {done.parents[1].name for done in setting.glob("*/seed100/done")}
+    assert {"erm", "aim_fair"} <= names
+    page = (setting / "report.html").read_text()
+    for name in names:
+        assert f"| {name} " in (setting / "summary.md").read_text()
+        assert f"\n{name},1," in (setting / "summary.csv").read_text()
+        assert f"<td>{name}</td>" in page
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].overrides])

@@ -34,6 +34,7 @@ from paired import in_turn, machine, peak_flops, print_table, ratio, seconds  # 
 from sd21 import sd21  # noqa: E402
 
 from stable_diffusion import generate, model_files, pipeline  # noqa: E402
+from stable_diffusion.compilation import compile_networks  # noqa: E402
 from stable_diffusion.manifest import Row  # noqa: E402
 
 PROMPTS = ROOT / "prompts" / "Smiling_Male_contextual_50.json"
@@ -75,8 +76,10 @@ def main() -> None:
             sd21(dtype, device).save_pretrained(model)
         pipe = pipeline.load_pipeline(
             model, scheduler=base["scheduler"], precision="bf16" if on_gpu else "fp32",
-            device=str(device), compile=flags.compile,
+            device=str(device),
         )  # fmt: skip
+        if flags.compile:
+            compile_networks(pipe)
         plain = load_plain(model, base["scheduler"], dtype, device)
         shutil.rmtree(folder / "model", ignore_errors=True)
         side = pipe.unet.config.sample_size * pipe.vae_scale_factor

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stable_diffusion import model_files, pipeline
+from stable_diffusion.compilation import compile_networks
 
 TFLOP = 82.94  # an image: 50 guided steps and its decoding
 SIDE, STEPS = 512, 50  # of the paper's images and sampler
@@ -48,10 +49,11 @@ def generation(bench) -> None:
     dtype = bench.autocast or torch.float16
     for name in ("eager", "compiled"):
         if bench.quick:
-            pipe = pipeline.load_pipeline("demo", device="cpu", compile=name == "compiled")
+            pipe = pipeline.load_pipeline("demo", device="cpu")
         else:
-            pipe = sd21(dtype, bench.device)
-            pipe = pipeline.ready(pipe, "ddim", bench.device, name == "compiled")
+            pipe = pipeline.ready(sd21(dtype, bench.device), "ddim", bench.device)
+        if name == "compiled":
+            compile_networks(pipe)
         drawn(bench, name, pipe)
 
 

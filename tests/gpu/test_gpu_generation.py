@@ -12,6 +12,7 @@ from conftest import no_waiting
 from PIL import Image
 
 from stable_diffusion import edit, pipeline
+from stable_diffusion.compilation import compile_networks
 from utils.devices import ieee
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -89,7 +90,8 @@ def test_compiled_networks_are_the_eager_ones(device, compiling):
     from torch._dynamo.utils import counters
 
     eager = images(demo(device.type, "fp32"))
-    sampler = demo(device.type, "fp32", compile=True)
+    sampler = demo(device.type, "fp32")
+    compile_networks(sampler.pipe)
     counters.clear()
     images(sampler)
     compiling(True)
