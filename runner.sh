@@ -190,8 +190,8 @@ table3() {  # what the synthetic images are used for. Cost: 15 to 30, fine-tuned
   compare table3 erm synthetic_only data_supplementation data_repairing linear_probing \
     full_finetuning aim_fair --paper-table 3
 }
-# Which tensors are updated; the best of several on validation. Beside the paper's rows a random mask
-# of AIM-Fair's size, and batch norm's running statistics frozen. Cost: 10 to 13 each of 20 rows.
+# Which tensors are updated; the best of several on validation. Beside the paper's rows a random
+# mask of AIM-Fair's size, and batch norm's statistics frozen. Cost: 10 to 13 each of 20 rows.
 table4() {
   train table4 --paper-table 4 --methods best_random random_mask best_update best_freeze \
     aim_fair_cosine aim_fair aim_fair_frozen_batch_norm --baseline aim_fair

@@ -9,8 +9,9 @@ rectified linear units and max pooling.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -167,7 +168,8 @@ def maker(name: str) -> Callable[[dict | None], nn.Module]:
                     "and torchvision:NAME")
 
 
-def tensor_names(name: str) -> list[str]:
+@functools.cache
+def tensor_names(name: str) -> Sequence[str]:
     """Names of the backbone's parameter tensors."""
     own = name in BACKBONES  # of the libraries some compute their widths, for which meta has none
     with torch.device("meta" if own else "cpu"):  # the names without the numbers

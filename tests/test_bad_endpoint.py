@@ -22,15 +22,7 @@ from datasets.image_store import open_store
 from prompts import build
 from stable_diffusion import audit, generate
 from utils.errors import exit_cleanly
-from utils.preemption import PREEMPTION
 from utils.reporting import __main__ as reporting
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """train.main must not install its SIGTERM handler: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
-
 
 # --- the endpoint --------------------------------------------------------------------------------
 
@@ -145,6 +137,7 @@ def test_the_key_is_in_nothing_that_any_command_leaves(
     generate.main([str(flag) for flag in made])
     audit.main(["--images", str(tmp_path / "images"), "--grid", "1", "--device", "cpu"])
     data = tiny.make(tmp_path / "data")
+    tiny.without_pictures(monkeypatch)
     short = ["--methods", "erm", "--pretrain-epochs", 1, "--image-size", 16]
     train.main(tiny.flags(data, tmp_path / "results", *short))
     printed += capsys.readouterr()

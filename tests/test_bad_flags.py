@@ -17,19 +17,12 @@ from datasets import check
 from prompts import build
 from prompts import check as prompts_check
 from stable_diffusion import audit, correlate, generate
-from utils.preemption import PREEMPTION
 from utils.reporting import __main__ as reporting
 
 GROUPS = {f"{y}_{a}": ["a face", "another face"] for y in (0, 1) for a in (0, 1)}
 PROMPTS = {
     "dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male", "cells": GROUPS,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 def flags_of(main, capsys) -> set[str]:

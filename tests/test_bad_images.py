@@ -23,15 +23,8 @@ from datasets.base import bad_images
 from datasets.decoding import UPRIGHT
 from datasets.image_store import open_store
 from stable_diffusion import audit
-from utils.preemption import PREEMPTION
 
 HEIGHT, WIDTH = 40, 24  # upright
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,10 @@ import train
 from stable_diffusion import audit, generate
 from utils.engine import fit
 from utils.errors import UserError
-from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 
 GROUPS = {f"{y}_{a}": ["a face", "faces"] for y in (0, 1) for a in (0, 1)}
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """train.main must not install its SIGTERM handler: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 class Shouting:

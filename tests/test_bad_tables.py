@@ -17,15 +17,8 @@ import train
 from datasets import celeba, check, utkface
 from stable_diffusion import audit, generate, manifest
 from stable_diffusion.prompt_set import read_prompts
-from utils.preemption import PREEMPTION
 
 ATTRIBUTES, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 @pytest.fixture(scope="module")

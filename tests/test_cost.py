@@ -13,7 +13,6 @@ from torch import nn
 import train
 from models import backbones
 from models.cost import PASS, forward_flops
-from utils.preemption import PREEMPTION
 from utils.reporting.costs import section
 from utils.reporting.results import Results
 
@@ -33,7 +32,6 @@ def test_published_costs():
 
 
 def test_runs_record_it_and_tables_show_it(data, monkeypatch, tmp_path):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     methods = ("erm", "linear_probing", "full_finetuning", "lora", "jtt", "fairif")
     train.main(tiny.flags(data, tmp_path, "--backbone", "tiny", "--no-tables",

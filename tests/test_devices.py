@@ -34,7 +34,6 @@ from stable_diffusion import edit, generate, pipeline
 from utils import devices, launcher
 from utils.engine import Progress, fit, moved, save_torch
 from utils.errors import UserError
-from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 from utils.records import environment
 
@@ -165,7 +164,6 @@ def test_precision_is_what_the_hardware_has(monkeypatch):
 def test_rows_of_other_precisions_never_share_a_table(tmp_path, monkeypatch, capsys):
     data = tiny.make(tmp_path / "data")
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
     def flags(*more) -> list[str]:
         return tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", 1,

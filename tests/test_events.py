@@ -15,8 +15,6 @@ from models import backbones
 from utils import events
 from utils.errors import UserError
 from utils.files import write_json
-from utils.preemption import PREEMPTION
-from utils.reporting import plots, report
 from utils.run import Run
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -73,10 +71,8 @@ def test_an_epoch_without_validation_has_no_accuracy(tmp_path):
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
 
 
 def test_a_run_and_its_events(tiny_network, tmp_path, monkeypatch, capsys):

@@ -25,7 +25,6 @@ from utils.config import config_of
 from utils.errors import UserError
 from utils.metrics import fairness_metrics
 from utils.options import parse_options
-from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 
 PartnerLoader = fairsmote.PartnerLoader  # the fixture below replaces it
@@ -385,7 +384,6 @@ def test_influence_needs_validation_images(name, tmp_path, capsys):
 def test_size_all_trains_on_every_training_image_and_says_so(tmp_path, monkeypatch):
     data = tiny.make(tmp_path / "data")
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signal is pytest's
     command = tiny.flags(data, tmp_path / "results", "--backbone", "tiny", "--pretrain-epochs", 1,
                          "--methods", "erm", "--size", "all", "--minority", 0.1, "--no-tables")
     train.main(command)

@@ -15,7 +15,6 @@ from models.fairif.method import gradient_norm, validation_part
 from utils.errors import UserError
 from utils.files import read_array
 from utils.options import parse_options
-from utils.preemption import PREEMPTION
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,6 @@ def data(tmp_path_factory):
 
 
 def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatch):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     results = data / "results"
 
     def run(*more):
@@ -88,7 +86,6 @@ def test_a_validation_share_is_drawn_by_group_and_by_seed(data, tmp_path, capsys
     assert set(quarter.paths) < set(half.paths)
     assert validation_part(table, 0.5, 2).paths != half.paths
     # of the 16 validation images a tenth is none
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
     with pytest.raises(SystemExit) as end:
         train.main(tiny.flags(data, tmp_path, "--pretrain-epochs", 1, "--backbone", "tiny",

@@ -12,7 +12,6 @@ from refusals import refused
 import train
 from models.fairif import theory
 from models.fairif.theory import Split, measure
-from utils.preemption import PREEMPTION
 from utils.reporting.results import Results
 
 ROWS = ("fairif", "fairif_25")
@@ -22,16 +21,13 @@ L2 = "0.01"
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     results = tmp_path_factory.mktemp("theory")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
-        train.main([
-            "--setting", "s", "--dataset", "german", "--data-seed", "run", "--methods", "erm",
-            *ROWS, "--seeds", "0", "1", "--results", str(results), "--backbone", "logistic",
-            "--optimizer", "lbfgs", "--batch-size", "all", "--pretrain-epochs", "2",
-            "--weight-decay", L2, "--no-tables", "--set",
-            *(f"{row}.{pair}" for row in ROWS
-              for pair in (f"damping={L2}", "curvature_samples=1000")),
-        ])
+    train.main([
+        "--setting", "s", "--dataset", "german", "--data-seed", "run", "--methods", "erm", *ROWS,
+        "--seeds", "0", "1", "--results", str(results), "--backbone", "logistic", "--optimizer",
+        "lbfgs", "--batch-size", "all", "--pretrain-epochs", "2", "--weight-decay", L2,
+        "--no-tables", "--set",
+        *(f"{row}.{pair}" for row in ROWS for pair in (f"damping={L2}", "curvature_samples=1000")),
+    ])
     return results / "s"
 
 

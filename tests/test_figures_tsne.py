@@ -17,8 +17,6 @@ from datasets.base import GROUPS, ImageTable
 from datasets.loader import Loader
 from models import backbones, heads, tsne
 from models.features import Features, penultimate
-from utils.preemption import PREEMPTION
-from utils.reporting import plots, report
 from utils.reporting.plots import STYLE
 from utils.reporting.report import write_report
 
@@ -139,9 +137,7 @@ def trained(tmp_path_factory):
     data = tiny.make(tmp_path_factory.mktemp("tsne"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-        patch.setattr(PREEMPTION, "install", lambda: None)
-        patch.setattr(plots, "draw_all", lambda *_: [])
-        patch.setattr(report, "write_contact_sheets", lambda *_: [])
+        tiny.without_pictures(patch)
         train.main(tiny.flags(data, data / "results", "--backbone", "tiny", "--methods", "erm",
                               "--seeds", 1, 2, "--pretrain-epochs", 6, "--pretrain-lr", 0.05))
     return data, data / "results" / "tiny"

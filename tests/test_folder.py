@@ -15,16 +15,9 @@ import train
 from datasets import DATASETS, check
 from models import backbones
 from utils.errors import UserError
-from utils.preemption import PREEMPTION
 
 IMAGES = 120
 PARTS = ("train", "val", "test")
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
 
 
 @pytest.fixture
@@ -277,6 +270,7 @@ def command(root: Path, tmp_path: Path, *more) -> list[str]:
 
 def test_train_repairs_with_group_labels_of_the_test_alone(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.without_pictures(monkeypatch)
     rewrite(root, without_gender(["train", "validation"]))
     rng = np.random.default_rng(1)
     for y in (0, 1):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 from refusals import refused
 
@@ -17,7 +18,6 @@ from datasets import DATASETS
 from models import METHODS
 from models.fairif.baselines import BASELINES
 from models.fairif.controls import CONTROLS
-from utils.preemption import PREEMPTION
 
 SAMPLE = Path(__file__).parent / "mnist"  # 240 and 40 digits
 ROWS = ["erm", *BASELINES, "fairif", *CONTROLS]
@@ -30,9 +30,8 @@ OPTIONS = [f"{row}.{pair}" for row in ("influence", "fairif", *CONTROLS)
 
 
 @pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
+def tables_alone(monkeypatch):
+    tiny.without_pictures(monkeypatch)
 
 
 def command(dataset: str, results: Path, *more) -> list[str]:

@@ -24,7 +24,6 @@ from models.experiment import complete
 from utils import launcher
 from utils.errors import UserError
 from utils.preemption import PREEMPTION
-from utils.reporting import plots, report
 
 pytest.importorskip("submitit")
 TESTS = Path(__file__).parent
@@ -67,9 +66,7 @@ def here(tmp_path, monkeypatch):
         lambda task, module, *rest: init(task, module.replace("train", "tiny_train"), *rest),
     )
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # the signals are pytest's
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.chdir(tmp_path)
 

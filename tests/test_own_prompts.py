@@ -18,7 +18,6 @@ import train
 from models import backbones
 from prompts import build, check
 from stable_diffusion import generate
-from utils.preemption import PREEMPTION
 
 BIRDS = ["--target", "waterbird", "--target-words", "a waterbird|a gull", "a landbird",
          "--protected", "water", "--protected-words", "on water", "on land",
@@ -175,8 +174,8 @@ def bird(draw: np.random.Generator, water: int, place: int) -> Image.Image:
 
 
 def test_birds_from_prompts_to_a_repaired_model(tmp_path, tiny_pipeline_dir, monkeypatch):
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.without_pictures(monkeypatch)
     root, rng, rows = tmp_path / "birds", np.random.default_rng(0), []
     root.mkdir()
     for number in range(120):

@@ -30,7 +30,6 @@ from models.own_strategies import (
     reestimate_statistics,
 )
 from utils.gradients import Moments, gradient_moments, mean_gradients
-from utils.preemption import PREEMPTION
 
 # --- the gradients' noise ------------------------------------------------------------------------
 
@@ -156,7 +155,6 @@ def trained(tmp_path_factory) -> Path:
     """results/tiny with every row of OWN, full fine-tuning and AIM-Fair."""
     root = tiny.make(tmp_path_factory.mktemp("own"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's here
         patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
         train.main(tiny.flags(root, root / "results", "--backbone", "tiny", "--no-tables",
                               "--methods", "erm", "full_finetuning", "aim_fair", *OWN))

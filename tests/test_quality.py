@@ -201,7 +201,7 @@ def test_the_audit_compares_with_the_training_photographs(made, capsys):
             for name, row in report["groups"].items()} == {
         **{f"{y}_{a}": (14, 12, 4) for y, a in GROUPS}, "all": (56, 48, 16)}
     assert all(row["fid"] > 0 and row[name] is not None
-               for row in report["groups"].values() for name in quality.MEASURES)
+               for row in report["groups"].values() for name in correlate.MEASURES)
     assert [(row["prompt"], row["images"]) for row in report["prompts"]["0_1"]] == [
         ("face 0", 7), ("face 1", 7)]
     rows = list(csv.DictReader((folder / "nearest.csv").open()))
@@ -250,7 +250,7 @@ def sets(tmp_path):
     flags = []
     for number, wst in enumerate((0.5, 0.6, 0.7, 0.8)):
         images, runs = tmp_path / f"set{number}", tmp_path / "results" / f"rows{number}"
-        values = dict.fromkeys(quality.MEASURES, 1.0)
+        values = dict.fromkeys(correlate.MEASURES, 1.0)
         values |= {"vendi": 3.0 + number, "fid": 30.0 - number, "near_copies": None}
         images.mkdir()
         groups = {"0_0": {"agreement": {"Smiling": 0.9}}, "0_1": {"agreement": {"Smiling": 0.7}}}

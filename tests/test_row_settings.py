@@ -8,8 +8,6 @@ import tiny
 
 import train
 from models import backbones
-from utils.preemption import PREEMPTION
-from utils.reporting import plots, report
 from utils.reporting.row_settings import lines, row_settings
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
@@ -61,9 +59,7 @@ def test_who_sees_protected_labels_is_said():
 
 def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
     data = tiny.make(tmp_path / "data")
     flags = tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", "1")
     train.main([*flags, "--methods", "cvar_dro", "--set", "alpha=0.5"])

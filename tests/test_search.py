@@ -16,8 +16,7 @@ from models import METHODS, backbones
 from models.choices import candidates, read_search
 from models.experiment import choices_of, rows_of
 from utils.errors import UserError
-from utils.preemption import PREEMPTION
-from utils.reporting import best, plots, report
+from utils.reporting import best
 from utils.reporting.best import write_best
 from utils.reporting.tables import write_summary
 
@@ -44,9 +43,7 @@ def spaces(tmp_path) -> Path:
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

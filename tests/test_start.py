@@ -16,14 +16,12 @@ import train
 from models import backbones, heads, libraries
 from models.checkpoints import classifier
 from utils.errors import UserError
-from utils.reporting import plots, report
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     tiny.at_home(monkeypatch)
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from models.ltgc import LTGC, mix_pairs
 from models.strategies import STRATEGIES
 from utils.errors import UserError
 from utils.files import write_json
-from utils.preemption import PREEMPTION
 from utils.recipe import Recipe
 from utils.records import RECORD
 from utils.reporting import masks
@@ -185,12 +184,10 @@ def test_block_rows_name_the_blocks_a_vit_has():
 def trained(tmp_path_factory) -> Path:
     """results/tiny with one epoch of aim_fair, random_mask and lora, and a copy in tiny/again."""
     root = tiny.make(tmp_path_factory.mktemp("strategies"))
-    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--top-k", "40"]
+    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--top-k", "40", "--no-tables"]
     flags = tiny.flags(root, root / "results", *short)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's here
-        train.main([*flags, "--methods", "aim_fair", "random_mask", "lora"])
-        train.main([*flags, "--methods", "aim_fair", "--setting", "tiny/again", "--name", "first"])
+    train.main([*flags, "--methods", "aim_fair", "random_mask", "lora"])
+    train.main([*flags, "--methods", "aim_fair", "--setting", "tiny/again", "--name", "first"])
     return root / "results" / "tiny"
 
 

@@ -16,7 +16,6 @@ import train
 from models import backbones
 from models.tensor_effect import measured
 from utils.files import write_json
-from utils.preemption import PREEMPTION
 from utils.reporting.effects import correlations, effects, gains, section
 from utils.reporting.figures_effects import tensor_effects
 from utils.reporting.results import Results
@@ -34,7 +33,6 @@ def close_figures():
 def setting(tmp_path_factory) -> Path:
     root = tiny.make(tmp_path_factory.mktemp("effect"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PREEMPTION, "install", lambda: None)  # SIGTERM is pytest's here
         patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
         flags = tiny.flags(root, root / "results", "--backbone", "tiny", "--val", "official",
                            "--finetune-epochs", 1, "--batch-norm", "freeze", "--finetune-lr", 0.1,

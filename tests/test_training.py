@@ -28,27 +28,19 @@ from utils.config import Config
 from utils.engine import fit
 from utils.errors import UserError
 from utils.files import write_array
-from utils.preemption import PREEMPTED, PREEMPTION
+from utils.preemption import PREEMPTED
 from utils.recipe import Recipe
 from utils.records import fingerprint
-from utils.reporting import plots, report
 from utils.run import Run, claim, exclusive
 
 SHORT = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
 
 
 @pytest.fixture(autouse=True)
-def own_signal_handler(monkeypatch):
-    """Here train.main must not take SIGTERM for itself: it would be pytest's."""
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
-
-
-@pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The small network can be asked for, and figures are drawn by the server's runs only."""
     monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
 
 
 def flags(data: Path, results: Path, *more) -> list[str]:

@@ -101,22 +101,26 @@ def flags(data: Path, results: Path, *more) -> list[str]:
         "--synthetic-root", data / "synthetic", "--store-dir", results / "store",
         "--edits", data / "edits",
         "--setting", "tiny", "--size", 24, "--minority", 0.25, "--synthetic-minority", 0.25,
-        "--image-size", 32, "--batch-size", 8, "--eval-batch-size", 16, "--pretrained", "none",
+        "--backbone", "resnet18_quarter", "--pretrained", "none", "--image-size", 32,
+        "--batch-size", 8, "--eval-batch-size", 16,
         "--pretrain-epochs", 2, "--finetune-epochs", 2, "--finetune-lr", 0.02, "--device", "cpu",
         "--checkpoint-seconds", 0, "--precision", "fp32",
     ]  # fmt: skip
     return [str(flag) for flag in [*fixed, *more]]
 
 
+def without_pictures(patch) -> None:
+    """Tables without figures and contact sheets, which take seconds. patch: pytest.MonkeyPatch."""
+    from utils.reporting import plots, report
+
+    patch.setattr(plots, "draw_all", lambda *_: [])
+    patch.setattr(report, "write_contact_sheets", lambda *_: [])
+
+
 def at_home(patch) -> None:
-    """train.main in the test's own process: SIGTERM stays pytest's, the network can be asked for.
-
-    patch: a pytest.MonkeyPatch.
-    """
+    """The small network can be asked for by name. patch: a pytest.MonkeyPatch."""
     from models.backbones import BACKBONES
-    from utils.preemption import PREEMPTION
 
-    patch.setattr(PREEMPTION, "install", lambda: None)
     patch.setitem(BACKBONES, "tiny", Network)
 
 
