@@ -170,9 +170,9 @@ def test_local_jobs_and_tables_after_them(here, tmp_path, capsys):
 
     # what goes wrong in a job is said by the command that waits for it
     Path("weights.pth").write_bytes(b"no weights")
-    wrong = ["--pretrained", "weights.pth", "--setting", "wrong"]
+    wrong = ["--pretrained", "weights.pth", "--setting", "wrong", "--seeds", "1"]
     sentence = refused(capsys, train.main, command("results", *short, *wrong), names="weights.pth")
-    assert sentence.startswith("2 of 2 runs failed, the first with 'error: --pretrained: weights")
+    assert sentence.startswith("1 of 1 runs failed, the first with 'error: --pretrained: weights")
     assert "_log.err" in sentence
 
 
@@ -195,8 +195,8 @@ def test_a_device_of_the_jobs_need_not_be_here(slurm, tmp_path):
 
 def test_seeds_at_once_end_as_one_after_the_other(tmp_path, capfd):
     data = tiny.make(tmp_path / "data")
-    flags = ["--methods", "erm", "--image-size", "16", "--pretrain-epochs", "1", "--seeds", "1",
-             "2", "--no-tables"]
+    flags = ["--methods", "erm", "--backbone", "resnet18_quarter", "--pretrain-epochs", "1",
+             "--seeds", "1", "2", "--no-tables"]
     train.main(tiny.flags(data, tmp_path / "one", *flags))
     train.main(tiny.flags(data, tmp_path / "two", *flags, "--jobs", "2"))
     printed = capfd.readouterr().out

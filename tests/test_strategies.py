@@ -184,7 +184,8 @@ def test_block_rows_name_the_blocks_a_vit_has():
 def trained(tmp_path_factory) -> Path:
     """results/tiny with one epoch of aim_fair, random_mask and lora, and a copy in tiny/again."""
     root = tiny.make(tmp_path_factory.mktemp("strategies"))
-    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--top-k", "40", "--no-tables"]
+    short = ["--pretrain-epochs", "1", "--finetune-epochs", "1", "--top-k", "40", "--no-tables",
+             "--backbone", "resnet18_quarter"]
     flags = tiny.flags(root, root / "results", *short)
     train.main([*flags, "--methods", "aim_fair", "random_mask", "lora"])
     train.main([*flags, "--methods", "aim_fair", "--setting", "tiny/again", "--name", "first"])

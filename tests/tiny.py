@@ -101,8 +101,7 @@ def flags(data: Path, results: Path, *more) -> list[str]:
         "--synthetic-root", data / "synthetic", "--store-dir", results / "store",
         "--edits", data / "edits",
         "--setting", "tiny", "--size", 24, "--minority", 0.25, "--synthetic-minority", 0.25,
-        "--backbone", "resnet18_quarter", "--pretrained", "none", "--image-size", 32,
-        "--batch-size", 8, "--eval-batch-size", 16,
+        "--image-size", 32, "--batch-size", 8, "--eval-batch-size", 16, "--pretrained", "none",
         "--pretrain-epochs", 2, "--finetune-epochs", 2, "--finetune-lr", 0.02, "--device", "cpu",
         "--checkpoint-seconds", 0, "--precision", "fp32",
     ]  # fmt: skip
