@@ -16,6 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are the processes'
 
 
+LONGEST = ("test_training", "test_notebook", "test_launcher", "test_debiasing", "test_backbones")
+
+
 def on_gpu(config) -> bool:
     """Whether the GPU's suite was asked for: pytest -m gpu."""
     return "gpu" in (config.option.markexpr or "").replace("not gpu", "")
@@ -37,6 +40,12 @@ def pytest_xdist_auto_num_workers(config) -> int:
     """A process a core, of a node's eight; one GPU serves one process, or its timings mean nothing.
     """
     return 0 if on_gpu(config) else min(os.cpu_count() or 1, 8)
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The longest files begin first, so that no process is left alone with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -615,7 +615,8 @@ TOY_OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, *(pytest.param(k, marks=pytest.mark.slow)
+                                             for k in (2, 3))])
 def erm(request, tmp_path_factory):
     """(seed, worst-group accuracy of ERM): computed once for all baselines."""
     seed, folder = request.param, tmp_path_factory.mktemp("erm")

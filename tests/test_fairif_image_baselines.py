@@ -329,7 +329,8 @@ def test_a_real_image_enters_unmixed_and_an_offspring_as_a_mixture(tmp_path, mon
 # --- all five ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, *(pytest.param(k, marks=pytest.mark.slow)
+                                             for k in (2, 3))])
 def erm(request, tmp_path_factory):
     """(seed, ERM's metrics)."""
     seed, folder = request.param, tmp_path_factory.mktemp("erm")
