@@ -22,10 +22,12 @@ from models.fairif.relaxation import Relaxation
 from models.selection import SENSITIVE_TO_BIAS
 from utils.errors import UserError
 
+DEEPER = ("resnet34", "resnet34_h128", "resnet50_h128")  # of the blocks of the others
 SIDE = 28  # the digits' networks take no other
 
 
-@pytest.fixture(params=BACKBONES)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in DEEPER))
+                        for name in BACKBONES])
 def model(request) -> nn.Module:
     torch.manual_seed(0)
     return BACKBONES[request.param](None)
