@@ -11,13 +11,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from datasets.celeba import PARTITIONS
 from datasets.sources import SourceError
+from utils.files import is_plain_name
 from utils.progress import progress
 
 GENDERS = ("Male", "Female")  # the numbers of HuggingFaceM4/FairFace
@@ -35,13 +36,29 @@ def archive(path: Path, folder: Path) -> None:
                 packed.extractall(folder)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as packed:
-                packed.extractall(folder, filter="data")
+                _untar(packed, folder)
         else:
             path.unlink()  # not to be taken for a whole one the next time
             raise SourceError(f"{path.name} is no archive")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         path.unlink()
         raise SourceError(f"{path.name} is damaged ({error})") from None
+
+
+def _untar(packed: tarfile.TarFile, folder: Path) -> None:
+    """What extractall's filter "data" does, which Debian's Python 3.11.2 lacks: files and folders,
+    none of them outside `folder`. Raises tarfile.TarError for any other member."""
+    for member in packed:
+        pieces = PurePosixPath(member.name).parts
+        if not (member.isfile() or member.isdir()) or not all(map(is_plain_name, pieces)):
+            raise tarfile.TarError(f"{member.name} is no file below its folder")
+        place = folder.joinpath(*pieces)
+        if member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with packed.extractfile(member) as content, place.open("wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def rows(files: Sequence[Path], what: str) -> Iterator[dict]:

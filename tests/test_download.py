@@ -7,6 +7,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -40,12 +41,12 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def tarred(files: dict[str, bytes]) -> bytes:
+def tarred(files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
-            member.size = len(data)
+            member.size, member.type, member.linkname = len(data), kind, "/etc/passwd"
             archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
@@ -229,12 +230,15 @@ def test_terms_and_flags(celeba_web, tmp_path, capsys, monkeypatch):
     assert celeba_web.asked == []
 
 
-def test_an_archive_does_not_leave_its_folder(web, tmp_path, capsys):
-    web.files["/datasets/py97/UTKFace-Cropped/UTKFace.tar.gz"] = tarred(
-        {"../../../../evil.jpg": jpeg(0)})
+@pytest.mark.parametrize(("name", "kind"), [
+    ("../../../../evil.jpg", tarfile.REGTYPE), ("/tmp/evil.jpg", tarfile.REGTYPE),
+    ("a/../../evil", tarfile.DIRTYPE), ("evil.jpg", tarfile.SYMTYPE), ("evil", tarfile.FIFOTYPE),
+])
+def test_an_archive_does_not_leave_its_folder(name, kind, web, tmp_path, capsys):
+    web.files["/datasets/py97/UTKFace-Cropped/UTKFace.tar.gz"] = tarred({name: b""}, kind)
     refused(capsys, download.main, ["utkface", "--root", tmp_path / "utkface", "--accept"],
             names="UTKFace.tar.gz is damaged")
-    assert not list(tmp_path.rglob("evil*"))
+    assert not list(tmp_path.rglob("evil*")) and not Path("/tmp/evil.jpg").exists()
 
 
 @pytest.mark.parametrize("source", ["hub", "kaggle"])
