@@ -32,7 +32,7 @@ def test_published_costs():
 
 
 def test_runs_record_it_and_tables_show_it(data, monkeypatch, tmp_path):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     methods = ("erm", "linear_probing", "full_finetuning", "lora", "jtt", "fairif")
     train.main(tiny.flags(data, tmp_path, "--backbone", "tiny", "--no-tables",
                           "--pretrain-epochs", 1, "--finetune-epochs", 1, "--methods", *methods))

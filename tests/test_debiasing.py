@@ -701,7 +701,7 @@ def test_a_reference_without_errors_is_refused(name, tmp_path):
 
 def test_jtt_from_the_command_line(tmp_path, monkeypatch, capsys):
     data = tiny.make(tmp_path / "data")
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
     lengths, whole = {}, fit
 

@@ -21,7 +21,6 @@ from datasets import resident
 from datasets.base import ImageTable
 from datasets.image_store import open_store
 from datasets.loader import Loader
-from models import backbones
 from models.debiasing.eiil import group_means
 from models.debiasing.lff import LfF
 from models.debiasing.maple import environment_risk
@@ -163,7 +162,7 @@ def test_precision_is_what_the_hardware_has(monkeypatch):
 
 def test_rows_of_other_precisions_never_share_a_table(tmp_path, monkeypatch, capsys):
     data = tiny.make(tmp_path / "data")
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
 
     def flags(*more) -> list[str]:
         return tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", 1,

@@ -14,8 +14,6 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from models import backbones
-
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("backbone='tiny', pretrained='none', image_size=32, batch_size=8, pretrain_epochs=1, "
          "finetune_epochs=1, device='cpu', store_dir=Path('store'), ")
@@ -43,7 +41,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert len(code.splitlines()) <= 12
     photos(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     assert code.count("Config(") == 1
     exec(compile(code.replace("Config(", f"Config({QUICK}"), "README.md", "exec"), {})  # noqa: S102
     assert re.search(r"^\| aim_fair ", capsys.readouterr().out, re.M)

@@ -25,21 +25,21 @@ from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score
 
 import train
-from models import backbones, evaluate, predict
+from models import evaluate, predict
 from utils.bootstrap import group_accuracies, intervals, measures, of_counts
 from utils.metrics import METRICS, fairness_metrics
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def runs(data) -> dict[str, Path]:
     """Run folders of two rows."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny.at_home(patch)
+        tiny.with_network(patch)
         train.main(tiny.flags(
             data, data / "results", "--backbone", "tiny", "--methods", "erm", "full_finetuning",
             "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05))

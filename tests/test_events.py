@@ -11,7 +11,6 @@ import pytest
 import tiny
 
 import train
-from models import backbones
 from utils import events
 from utils.errors import UserError
 from utils.files import write_json
@@ -71,7 +70,7 @@ def test_an_epoch_without_validation_has_no_accuracy(tmp_path):
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
 
 

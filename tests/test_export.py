@@ -22,14 +22,14 @@ from models.checkpoints import classifier
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def runs(data) -> dict[str, Path]:
     """Run folders of a model and of the same repaired, on images normalised in another way."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny.at_home(patch)
+        tiny.with_network(patch)
         train.main(tiny.flags(
             data, data / "results", "--backbone", "tiny", "--methods", "erm", "full_finetuning",
             "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05,
@@ -42,7 +42,7 @@ def runs(data) -> dict[str, Path]:
 def exported(runs, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.with_network(patch)
         export.main([str(runs["full_finetuning"]), "--out", str(out), "--before", str(runs["erm"]),
                      "--export", "torchscript", "onnx"])
     return out

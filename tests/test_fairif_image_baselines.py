@@ -384,7 +384,7 @@ def test_influence_needs_validation_images(name, tmp_path, capsys):
 
 def test_size_all_trains_on_every_training_image_and_says_so(tmp_path, monkeypatch):
     data = tiny.make(tmp_path / "data")
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     command = tiny.flags(data, tmp_path / "results", "--backbone", "tiny", "--pretrain-epochs", 1,
                          "--methods", "erm", "--size", "all", "--minority", 0.1, "--no-tables")
     train.main(command)

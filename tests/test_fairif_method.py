@@ -9,7 +9,7 @@ import torch
 
 import train
 from datasets.base import ImageTable
-from models import METHODS, backbones
+from models import METHODS
 from models.fairif import method as fairif_method
 from models.fairif.method import gradient_norm, validation_part
 from utils.errors import UserError
@@ -28,7 +28,7 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     def run(*more):
         train.main(tiny.flags(data, results, "--pretrain-epochs", 1, "--backbone", "tiny", *more))
 
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     computed, compute = [], fairif_method.run_influence
     monkeypatch.setattr(fairif_method, "run_influence",
                         lambda *args: computed.append(1) or compute(*args))
@@ -86,7 +86,7 @@ def test_a_validation_share_is_drawn_by_group_and_by_seed(data, tmp_path, capsys
     assert set(quarter.paths) < set(half.paths)
     assert validation_part(table, 0.5, 2).paths != half.paths
     # of the 16 validation images a tenth is none
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     with pytest.raises(SystemExit) as end:
         train.main(tiny.flags(data, tmp_path, "--pretrain-epochs", 1, "--backbone", "tiny",
                               "--methods", "fairif", "--set", "validation_share=0.1"))

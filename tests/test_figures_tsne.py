@@ -136,7 +136,7 @@ def trained(tmp_path_factory):
     """(data, results/tiny) with two finished runs of train.py: erm, seeds 1 and 2."""
     data = tiny.make(tmp_path_factory.mktemp("tsne"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.with_network(patch)
         tiny.without_pictures(patch)
         train.main(tiny.flags(data, data / "results", "--backbone", "tiny", "--methods", "erm",
                               "--seeds", 1, 2, "--pretrain-epochs", 6, "--pretrain-lr", 0.05))
@@ -145,7 +145,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def setting(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     shutil.copytree(trained[1], tmp_path / "tiny")
     return tmp_path / "tiny"
 

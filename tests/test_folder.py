@@ -13,7 +13,6 @@ from refusals import refused
 
 import train
 from datasets import DATASETS, check
-from models import backbones
 from utils.errors import UserError
 
 IMAGES = 120
@@ -269,7 +268,7 @@ def command(root: Path, tmp_path: Path, *more) -> list[str]:
 
 
 def test_train_repairs_with_group_labels_of_the_test_alone(root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
     rewrite(root, without_gender(["train", "validation"]))
     rng = np.random.default_rng(1)

@@ -19,7 +19,6 @@ import tiny
 from refusals import refused
 
 import train
-from models import backbones
 from models.experiment import complete
 from utils import launcher
 from utils.errors import UserError
@@ -65,7 +64,7 @@ def here(tmp_path, monkeypatch):
         launcher.Task, "__init__",
         lambda task, module, *rest: init(task, module.replace("train", "tiny_train"), *rest),
     )
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.chdir(tmp_path)
@@ -161,18 +160,18 @@ def test_an_experiment_is_one_array_and_its_tables_the_last_job(slurm, here, tmp
 def test_local_jobs_and_tables_after_them(here, tmp_path, capsys):
     tiny.make(tmp_path / "data")
     short = ["--pretrain-epochs", "1", "--launcher", "local"]
-    train.main(command("results", *short, "--seeds", "1"))
+    train.main(command("results", *short))
     printed = capsys.readouterr().out
-    assert printed.count("finished, reused") == 1
-    assert "| erm    |     1 |" in printed
+    assert printed.count("finished, reused") == 2
+    assert "| erm    |     2 |" in printed
     logs = "".join(path.read_text() for path in Path("results/tiny/submitit").glob("*/*.out"))
-    assert logs.count("worst-case EO") == 1
+    assert logs.count("worst-case EO") == 2
 
     # what goes wrong in a job is said by the command that waits for it
     Path("weights.pth").write_bytes(b"no weights")
-    wrong = ["--pretrained", "weights.pth", "--setting", "wrong", "--seeds", "1"]
+    wrong = ["--pretrained", "weights.pth", "--setting", "wrong"]
     sentence = refused(capsys, train.main, command("results", *short, *wrong), names="weights.pth")
-    assert sentence.startswith("1 of 1 runs failed, the first with 'error: --pretrained: weights")
+    assert sentence.startswith("2 of 2 runs failed, the first with 'error: --pretrained: weights")
     assert "_log.err" in sentence
 
 

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from refusals import refused
 
 import train
-from models import backbones
 from prompts import build, check
 from stable_diffusion import generate
 
@@ -174,7 +173,7 @@ def bird(draw: np.random.Generator, water: int, place: int) -> Image.Image:
 
 
 def test_birds_from_prompts_to_a_repaired_model(tmp_path, tiny_pipeline_dir, monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
     root, rng, rows = tmp_path / "birds", np.random.default_rng(0), []
     root.mkdir()

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 import train
-from models import backbones
 from models.method import bce
 from models.own_rules import (
     channel_differences,
@@ -155,7 +154,7 @@ def trained(tmp_path_factory) -> Path:
     """results/tiny with every row of OWN, full fine-tuning and AIM-Fair."""
     root = tiny.make(tmp_path_factory.mktemp("own"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.with_network(patch)
         train.main(tiny.flags(root, root / "results", "--backbone", "tiny", "--no-tables",
                               "--methods", "erm", "full_finetuning", "aim_fair", *OWN))
     return root / "results" / "tiny"

@@ -25,7 +25,7 @@ printf '%s\\x1f' "$@" >> "$RECORD"; printf '\\n' >> "$RECORD"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    tiny.at_home(monkeypatch)
+    tiny.with_network(monkeypatch)
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def setting(data) -> Path:
     """A setting whose rows start from a given model, and its page."""
     results = data / "results"
     with pytest.MonkeyPatch.context() as patch:
-        tiny.at_home(patch)
+        tiny.with_network(patch)
         given = tiny.flags(data, results, "--backbone", "tiny", "--methods", "erm", "--no-tables",
                            "--setting", "given", "--pretrain-epochs", 15, "--pretrain-lr", 0.05)
         train.main(given)

@@ -7,7 +7,6 @@ import json
 import tiny
 
 import train
-from models import backbones
 from utils.reporting.row_settings import lines, row_settings
 
 COMMON = {"size": 24, "seed": 100, "fingerprint": "0", "environment": {}, "real_list": "1"}
@@ -58,7 +57,7 @@ def test_who_sees_protected_labels_is_said():
 
 
 def test_set_is_printed_under_the_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
     data = tiny.make(tmp_path / "data")
     flags = tiny.flags(data, tmp_path / "r", "--backbone", "tiny", "--pretrain-epochs", "1")

@@ -12,7 +12,7 @@ import tiny
 from test_strategies import write_run
 
 import train
-from models import METHODS, backbones
+from models import METHODS
 from models.choices import candidates, read_search
 from models.experiment import choices_of, rows_of
 from utils.errors import UserError
@@ -42,7 +42,7 @@ def spaces(tmp_path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
 
 

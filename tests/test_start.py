@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    tiny.at_home(monkeypatch)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
 
 
@@ -28,7 +28,7 @@ def small(monkeypatch):
 def biased(data) -> Path:
     """The run folder of an ERM model."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny.at_home(patch)
+        tiny.with_network(patch)
         train.main(tiny.flags(data, data / "results", "--backbone", "tiny", "--methods", "erm",
                               "--no-tables", "--pretrain-epochs", 15, "--pretrain-lr", 0.05))
     return data / "results" / "tiny" / "erm" / "seed100"

@@ -13,7 +13,6 @@ import tiny
 import torch
 
 import train
-from models import backbones
 from models.tensor_effect import measured
 from utils.files import write_json
 from utils.reporting.effects import correlations, effects, gains, section
@@ -33,7 +32,7 @@ def close_figures():
 def setting(tmp_path_factory) -> Path:
     root = tiny.make(tmp_path_factory.mktemp("effect"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+        tiny.with_network(patch)
         flags = tiny.flags(root, root / "results", "--backbone", "tiny", "--val", "official",
                            "--finetune-epochs", 1, "--batch-norm", "freeze", "--finetune-lr", 0.1,
                            "--no-tables")

@@ -19,7 +19,7 @@ from torch import nn
 
 import train
 from datasets.loader import Loader
-from models import METHODS, backbones
+from models import METHODS
 from models.experiment import complete, prepare
 from models.method import Method
 from models.selection import resolve_k
@@ -39,7 +39,7 @@ SHORT = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """The small network can be asked for, and figures are drawn by the server's runs only."""
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
+    tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
 
 

@@ -116,7 +116,7 @@ def without_pictures(patch) -> None:
     patch.setattr(report, "write_contact_sheets", lambda *_: [])
 
 
-def at_home(patch) -> None:
+def with_network(patch) -> None:
     """The small network can be asked for by name. patch: a pytest.MonkeyPatch."""
     from models.backbones import BACKBONES
 

@@ -46,6 +46,7 @@ class Round(torch.autograd.Function):
 
 to = Round.apply
 
+
 class RoundedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return to(F.conv2d(to(x), to(self.weight), None, self.stride, self.padding))

@@ -16,9 +16,7 @@ import tiny
 import torch
 
 from datasets.loader import Loader
-from models import backbones
 from utils.preemption import PREEMPTION
-from utils.reporting import plots, report
 
 REHEARSE = os.environ.get("REHEARSE") == "1"
 
@@ -72,11 +70,9 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(monkeypatch) -> None:
     """train.main runs in this process with the small network, and draws nothing."""
-    monkeypatch.setitem(backbones.BACKBONES, "tiny", tiny.Network)
-    monkeypatch.setattr(PREEMPTION, "install", lambda: None)
+    tiny.with_network(monkeypatch)
     monkeypatch.setattr(PREEMPTION, "requested", False)
-    monkeypatch.setattr(plots, "draw_all", lambda *_: [])
-    monkeypatch.setattr(report, "write_contact_sheets", lambda *_: [])
+    tiny.without_pictures(monkeypatch)
 
 
 @pytest.fixture
