@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are the processes'
 
 
-LONGEST = ("test_training", "test_notebook", "test_launcher", "test_debiasing", "test_backbones")
+LONGEST = ("test_training", "test_kills", "test_notebook", "test_launcher", "test_generation")
 
 
 def on_gpu(config) -> bool:
@@ -48,6 +49,14 @@ def pytest_collection_modifyitems(items: list) -> None:
     """The longest files begin first, so that no process is left alone with one at the end."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders(tmp_path_factory) -> None:
+    """Tells the golden sentences which part of a path is a test's folder."""
+    import refusals
+
+    refusals.FOLDERS[:] = [str(tmp_path_factory.getbasetemp())]
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +128,12 @@ def tiny_pipeline_dir(tmp_path_factory) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture
+def no_pauses(monkeypatch) -> None:
+    """Clients of a server try again at once, without their pause."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="module")

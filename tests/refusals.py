@@ -16,6 +16,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 # changed one is added by REFUSALS=write pytest -n 0, and is part of the change that is reviewed.
 GOLDEN = Path(__file__).parent / "golden" / "refusals.txt"
 NEW: set[str] = set()
+FOLDERS: list[str] = []  # of this process' tests: conftest.py says where pytest makes them
 # Of a run folder that computed nothing: it is bound anew by the next start.
 NOT_WORK = {".lock", "config.json", "train.csv"}
 
@@ -32,8 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def plain(sentence: str) -> str:
     """The sentence without what differs between runs: temporary folders, digests, numbers, long
     lists, a library's own words."""
-    folder = r"\S*/pytest-of-[^/\s]+/pytest-\d+/(popen-\w+/)?[^/\s:;,)']+"
-    sentence = re.sub(folder, "TMP", sentence)
+    sentence = re.sub(rf"\S*{re.escape(FOLDERS[0])}/[^/\s:;,)']+", "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
                       .replace(str(Path.home()), "HOME"))
     library = r"(cannot be loaded \(\w+: ).*?(; its tokenizer|\); give)"

@@ -22,11 +22,11 @@ from models.fairif.relaxation import Relaxation
 from models.selection import SENSITIVE_TO_BIAS
 from utils.errors import UserError
 
-DEEPER = ("resnet34", "resnet34_h128", "resnet50_h128")  # of the blocks of the others
+LARGER = ("resnet18", "resnet34", "resnet34_h128", "resnet50_h128")  # of the others' blocks
 SIDE = 28  # the digits' networks take no other
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in DEEPER))
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LARGER))
                         for name in BACKBONES])
 def model(request) -> nn.Module:
     torch.manual_seed(0)

@@ -93,7 +93,7 @@ def celeba_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def web(monkeypatch):
+def web(monkeypatch, no_pauses):
     """The server, empty; the sources' addresses are its own."""
     with serving({}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -209,31 +204,6 @@ def test_fewer_images_then_more_gives_the_larger_set(command, unbroken, tmp_path
     main(command(tmp_path, "--images-per-group", "2"))  # nothing is taken away
     files = read_bytes(tmp_path)
     assert files == unbroken
-
-
-def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(command, unbroken, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stable_diffusion.generate", *command(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 900  # loading can take minutes on a machine that is busy
-    while len(list(tmp_path.rglob("*.png"))) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL  # it was killed, it had not ended
-    left = len(list(tmp_path.rglob("*.png")))
-    assert 3 <= left < 20
-    # What a kill in the middle of a write leaves; the process is gone, so its number is free.
-    group = tmp_path / "plain" / "Smiling_Male" / "1_1"
-    group.mkdir(exist_ok=True)
-    (group / f".00002.png.{process.pid}.tmp").write_bytes(b"half")
-    main(command(tmp_path))
-    assert read_bytes(tmp_path) == unbroken
 
 
 def test_compiling_makes_the_same_files_and_says_what_it_costs(

@@ -1,13 +1,13 @@
-"""At least thirty seeded SIGKILLs from generation to tables, then compared byte by byte.
+"""Runs that are killed, stopped or out of room end in the same bytes, from generation to tables.
 
-    pytest -m slow tests/test_kills.py      (3 minutes on one core)
-
-Its short version is in test_training.py. fork_server.py says where a kill can hit.
+A kill in every stage; with `pytest -m slow tests/test_kills.py` (3 minutes on one core) at least
+thirty, and two of every method. fork_server.py says where a kill can hit.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -19,6 +19,7 @@ import tiny
 from fork_server import STAGES, ForkServer, count
 
 from models import METHODS
+from utils.preemption import PREEMPTED
 
 KILLS = 30
 PER_STAGE = 3  # in a chain of kills and restarts
@@ -59,35 +60,59 @@ def end_state(folder: Path) -> tuple[dict, list]:
     return state, sorted(state.pop(path) for path in stores)
 
 
-@pytest.mark.slow
-def test_thirty_kills_change_no_byte(server, tiny_pipeline_dir, tmp_path):
-    data, prompts = tiny.make(tmp_path / "data"), tmp_path / "Smiling_Male_plain.json"
+@pytest.fixture(scope="module")
+def commands(data, tiny_pipeline_dir, tmp_path_factory):
+    """Those of a pipeline in a folder."""
+    prompts = tmp_path_factory.mktemp("prompts") / "Smiling_Male_plain.json"
     sets = {"dataset": "celeba", "set": "plain", "target": "Smiling", "protected": "Male"}
     prompts.write_text(json.dumps(sets | {"cells": GROUPS}))
-    folder = tmp_path / "run"
-    commands = pipeline(tiny_pipeline_dir, prompts, data, folder)
+    return lambda folder: pipeline(tiny_pipeline_dir, prompts, data, folder)
 
-    status, events = server.run(*commands)
+
+@pytest.fixture(scope="module")
+def unbroken(server, commands, tmp_path_factory) -> tuple[tuple, Counter]:
+    """(end state, events) of a pipeline that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    status, events = server.run(*commands(folder))
     assert status == 0, server.printed()
     expected = end_state(folder)
-    kinds = {Path(path).name for path in expected[0]}
-    assert {"00000.png", "manifest.csv", "balanced.csv", "biased.csv", "mask.json", "metrics.json",
-            "classifier.pt", "model.pt", "summary.csv"} <= kinds  # fmt: skip
+    figures = ("training_curves", "accuracy_against_eo", "selected_tensors_aim_fair")
+    names = {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
+    names |= {"00000.png", "manifest.csv", "balanced.csv", "biased.csv", "mask.json",
+              "metrics.json", "classifier.pt", "model.pt", "summary.csv"}
+    assert names <= {Path(path).name for path in expected[0]}
     assert len(expected[1]) >= 3
+    return expected, events
 
+
+def test_killed_in_every_stage_it_ends_in_the_same_bytes(server, commands, unbroken, tmp_path):
+    expected, events = unbroken
+    rng = random.Random(7)
+    for stage in STAGES:
+        # A restart has a few events less than the first run: it need not write what is there.
+        at = rng.randint(1, max(1, count(events, stage) * 3 // 4))
+        status, _ = server.run(*commands(tmp_path), stage=stage, kill_at=at)
+        assert status == -signal.SIGKILL, (stage, at, events, server.printed())
+    assert server.run(*commands(tmp_path))[0] == 0, server.printed()
+    assert end_state(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_no_byte(server, commands, unbroken, tmp_path):
+    (expected, events), folder = unbroken, tmp_path / "run"
     rng, hits = random.Random(2024), Counter()
     for _ in range(CHAINS):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         for stage in STAGES:
             left = count(events, stage)  # at least this much, but for what is not written again
             for _ in range(PER_STAGE):
                 at = rng.randint(1, max(1, left * 3 // 4))
-                status, _ = server.run(*commands, stage=stage, kill_at=at)
+                status, _ = server.run(*commands(folder), stage=stage, kill_at=at)
                 # A kill that would come too late lets the pipeline end: no hit.
                 assert status in (0, -signal.SIGKILL), (stage, at, server.printed())
                 hits[stage] += status != 0
                 left -= at
-        status, _ = server.run(*commands)
+        status, _ = server.run(*commands(folder))
         assert status == 0, server.printed()
         assert end_state(folder) == expected, hits
         if hits.total() >= KILLS and min(hits[stage] for stage in STAGES) >= PER_STAGE:
@@ -98,10 +123,74 @@ def test_thirty_kills_change_no_byte(server, tiny_pipeline_dir, tmp_path):
     assert "Traceback" not in server.printed()
 
 
+def trained(data: Path, results: Path) -> list[str]:
+    """AIM-Fair without generation and tables, two epochs of each stage."""
+    rows = ["--backbone", "tiny", "--methods", "aim_fair", "--no-tables"]
+    return ["train", *tiny.flags(data, results, *rows)]
+
+
+@pytest.fixture(scope="module")
+def alone(server, data) -> tuple[dict, Counter]:
+    """(end state, events) of that, uninterrupted."""
+    status, events = server.run(trained(data, data / "alone"))
+    assert status == 0, server.printed()
+    return tiny.end_state(data / "alone"), events
+
+
+def test_preempted_and_out_of_room_it_ends_in_the_same_bytes(server, data, alone):
+    state, events = alone
+    results = data / "preempted"
+    # Files may grow to one and a half classifiers: enough for the decoded images, too little for a
+    # training state, which holds the weights three times. So a full disk stops a run, too.
+    run = data / "alone" / "tiny" / "aim_fair" / "seed100"
+    room = (run / "classifier.pt").stat().st_size * 3 // 2
+    assert server.run(trained(data, results), fsize=room)[0] == 2, server.printed()
+    assert "state.pt cannot be written (File too large)" in server.printed()
+    # SIGTERM after some of a stage's gradients, again and again while there are several left; the
+    # mask starts from its first gradient each time.
+    stopped = 0
+    for stage in ("pre-training", "mask", "fine-tuning"):
+        left = count(events, stage, "gradient")
+        assert left > 1
+        while left > 1:
+            at = left // 2
+            status, _ = server.run(
+                trained(data, results), stage=stage, kind="gradient", kill_at=at, signal="SIGTERM"
+            )
+            assert status == PREEMPTED, (stage, at, server.printed())
+            left, stopped = left - at if stage != "mask" else 0, stopped + 1
+    printed = server.printed()
+    assert printed.count("SIGTERM: interrupted; rerun the same command to resume") == stopped
+    assert "pretrain: saved in epoch 1 after step" in printed
+    assert "finetune: saved in epoch 1 after step" in printed
+    assert "Traceback" not in printed
+    assert server.run(trained(data, results))[0] == 0, server.printed()
+    assert tiny.end_state(results) == state
+
+
+def test_a_second_run_waits_and_a_killed_one_leaves_no_lock(server, data, alone):
+    state, events = alone
+    results = data / "twice"
+    half = {"stage": "pre-training", "kill_at": count(events, "pre-training") // 2}
+    status, _ = server.run(trained(data, results), signal="SIGSTOP", **half)
+    assert status == -signal.SIGSTOP  # it is still there and holds its folders
+    holder, before = server.pid, tiny.end_state(results)
+    status, _ = server.run(trained(data, results), kind="sleep", kill_at=1, signal="SIGTERM")
+    assert status == PREEMPTED  # while it waited
+    assert "aim_fair/seed100: another run works here; waiting for it" in server.printed()
+    assert tiny.end_state(results) == before
+    os.kill(holder, signal.SIGKILL)
+    assert server.run(reap=holder)[0] == -signal.SIGKILL
+    status, seen = server.run(trained(data, results))
+    assert status == 0, server.printed()
+    assert count(seen, kind="sleep") == 0
+    assert tiny.end_state(results) == state
+
+
 @pytest.mark.slow
-def test_every_method_survives_kills(server, tmp_path):
+def test_every_method_survives_kills(server, data, tmp_path):
     """Those of two stages, two networks or more random numbers hold other states than ERM's."""
-    data, rng, hits = tiny.make(tmp_path / "data"), random.Random(5), 0
+    rng, hits = random.Random(5), 0
 
     def run(name: str, results: Path, **request) -> tuple[int, Counter]:
         arguments = tiny.flags(data, results, "--backbone", "tiny", *tiny.quick(name))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_demo_notebook_runs(tmp_path, monkeypatch):
-    for name, value in (("WORK", str(tmp_path)), ("IMAGES", "10"), ("SIZE", "100"),
+    for name, value in (("WORK", str(tmp_path)), ("IMAGES", "10"), ("SIZE", "60"),
                         ("EPOCHS", "1"), ("OMP_NUM_THREADS", "1")):
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "docs" / "demo.ipynb", 4)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from fork_server import STAGES, ForkServer, count
 from torch import nn
 
 import train
@@ -28,7 +24,6 @@ from utils.config import Config
 from utils.engine import fit
 from utils.errors import UserError
 from utils.files import write_array
-from utils.preemption import PREEMPTED
 from utils.recipe import Recipe
 from utils.records import fingerprint
 from utils.run import Run, claim, exclusive
@@ -38,7 +33,7 @@ SHORT = ["--pretrain-epochs", "1", "--finetune-epochs", "1"]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """The small network can be asked for, and figures are drawn by the server's runs only."""
+    """The small network can be asked for, and no figures are drawn."""
     tiny.with_network(monkeypatch)
     tiny.without_pictures(monkeypatch)
 
@@ -456,99 +451,6 @@ def test_a_second_run_in_a_folder_waits(tmp_path, capsys):
     assert "another run works here" in capsys.readouterr().err
     with exclusive(tmp_path, give_up):
         pass
-
-
-# --- kills and restarts --------------------------------------------------------------------------
-
-
-TRAINING = [stage for stage in STAGES if stage != "generation"]
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ForkServer("train")
-    yield server
-    server.close()
-
-
-def command(data: Path, results: Path) -> list[str]:
-    """AIM-Fair, two epochs of each stage."""
-    return ["train", *tiny.flags(data, results, "--backbone", "tiny", "--methods", "aim_fair")]
-
-
-@pytest.fixture(scope="module")
-def unbroken(server, data) -> tuple[dict, dict]:
-    """(end state, events) of a run that nobody interrupted."""
-    results = data / "unbroken"
-    status, events = server.run(command(data, results))
-    assert status == 0, server.printed()
-    state = tiny.end_state(results)
-    figures = ("training_curves", "accuracy_against_eo", "selected_tensors_aim_fair")
-    drawn = {f"tiny/figures/{name}.{kind}" for name in figures for kind in ("png", "pdf")}
-    assert drawn <= state.keys()
-    return state, events
-
-
-def test_killed_in_every_stage_it_ends_in_the_same_bytes(server, data, unbroken):
-    state, events = unbroken
-    results, rng = data / "killed", random.Random(7)
-    for stage in TRAINING:
-        # A restart has a few events less than the first run: it need not write what is there.
-        at = rng.randint(1, max(1, count(events, stage) * 3 // 4))
-        status, _ = server.run(command(data, results), stage=stage, kill_at=at)
-        assert status == -signal.SIGKILL, (stage, at, events, server.printed())
-    assert server.run(command(data, results))[0] == 0, server.printed()
-    assert tiny.end_state(results) == state
-
-
-def test_preempted_and_out_of_room_it_ends_in_the_same_bytes(server, data, unbroken):
-    state, events = unbroken
-    results = data / "preempted"
-    # Files may grow to one and a half classifiers: enough for the decoded images, too little for a
-    # training state, which holds the weights three times. So a full disk stops a run, too.
-    run = data / "unbroken" / "tiny" / "aim_fair" / "seed100"
-    room = (run / "classifier.pt").stat().st_size * 3 // 2
-    assert server.run(command(data, results), fsize=room)[0] == 2, server.printed()
-    assert "state.pt cannot be written (File too large)" in server.printed()
-    # SIGTERM after some of a stage's gradients, again and again while there are several left; the
-    # mask starts from its first gradient each time.
-    stopped = 0
-    for stage in ("pre-training", "mask", "fine-tuning"):
-        left = count(events, stage, "gradient")
-        assert left > 1
-        while left > 1:
-            at = left // 2
-            status, _ = server.run(
-                command(data, results), stage=stage, kind="gradient", kill_at=at, signal="SIGTERM"
-            )
-            assert status == PREEMPTED, (stage, at, server.printed())
-            left, stopped = left - at if stage != "mask" else 0, stopped + 1
-    printed = server.printed()
-    assert printed.count("SIGTERM: interrupted; rerun the same command to resume") == stopped
-    assert "pretrain: saved in epoch 1 after step" in printed
-    assert "finetune: saved in epoch 1 after step" in printed
-    assert "Traceback" not in printed
-    assert server.run(command(data, results))[0] == 0, server.printed()
-    assert tiny.end_state(results) == state
-
-
-def test_a_second_run_waits_and_a_killed_one_leaves_no_lock(server, data, unbroken):
-    state, events = unbroken
-    results = data / "twice"
-    half = {"stage": "pre-training", "kill_at": count(events, "pre-training") // 2}
-    status, _ = server.run(command(data, results), signal="SIGSTOP", **half)
-    assert status == -signal.SIGSTOP  # it is still there and holds its folders
-    holder, before = server.pid, tiny.end_state(results)
-    status, _ = server.run(command(data, results), kind="sleep", kill_at=1, signal="SIGTERM")
-    assert status == PREEMPTED  # while it waited
-    assert "aim_fair/seed100: another run works here; waiting for it" in server.printed()
-    assert tiny.end_state(results) == before
-    os.kill(holder, signal.SIGKILL)
-    assert server.run(reap=holder)[0] == -signal.SIGKILL
-    status, seen = server.run(command(data, results))
-    assert status == 0, server.printed()
-    assert count(seen, kind="sleep") == 0
-    assert tiny.end_state(results) == state
 
 
 def test_two_data_workers_change_no_bit(data, results, tmp_path):

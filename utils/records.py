@@ -87,6 +87,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Package versions, commit, machine and command line, for the record."""
+    return {"command": sys.argv, **_process(), "gpu": devices.record()}
+
+
+@functools.cache
+def _process() -> dict[str, Any]:
+    """What stays the same as long as this process: a later commit is not the code that runs."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -94,13 +100,11 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "command": sys.argv,
         "python": platform.python_version(),
         "packages": versions,
         "commit": _printed("git", "describe", "--always", "--dirty", "--abbrev=12"),
         "platform": platform.platform(),
         "processor": processor(),
-        "gpu": devices.record(),
     }
 
 
