@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -15,9 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are the processes'
+gc.disable()  # until all is imported, of which nothing is garbage: to look took half of that time
 
 
-LONGEST = ("test_training", "test_kills", "test_notebook", "test_launcher", "test_generation")
+LONGEST = ("test_training", "test_kills", "test_launcher", "test_generation", "test_backbones")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def on_gpu(config) -> bool:

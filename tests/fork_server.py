@@ -19,6 +19,7 @@ not the imports. STAGES says which function's events count as which stage.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -79,6 +80,7 @@ class ForkServer:
         return self.output.read()
 
     def close(self) -> None:
+        self.process.kill()  # it holds nothing, and seconds of modules to take down
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
@@ -204,6 +206,7 @@ def answer(request: dict) -> dict:
 
 
 def main() -> None:
+    gc.disable()  # as conftest.py does; what children share with this process stays shared
     answers = os.fdopen(os.dup(1), "w")  # the children's own output goes to stderr
     os.dup2(2, 1)
     later = ["models.experiment", "utils.reporting.plots", "utils.reporting.report"]  # train's own
@@ -217,6 +220,8 @@ def main() -> None:
     BACKBONES["tiny"] = tiny.Network
     torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     torch._dynamo  # noqa: B018 - imported by the first optimiser: once here, not in every child
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()

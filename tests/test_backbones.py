@@ -22,7 +22,8 @@ from models.fairif.relaxation import Relaxation
 from models.selection import SENSITIVE_TO_BIAS
 from utils.errors import UserError
 
-LARGER = ("resnet18", "resnet34", "resnet34_h128", "resnet50_h128")  # of the others' blocks
+# of the others' blocks, or of a third convolution in each
+LARGER = ("resnet18", "resnet34", "resnet50", "resnet34_h128", "resnet50_h128")
 SIDE = 28  # the digits' networks take no other
 
 

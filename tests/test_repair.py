@@ -15,6 +15,7 @@ from refusals import refused
 
 import train
 from models import export, repair
+from utils.reporting import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDER = f"""#!/usr/bin/env bash
@@ -37,6 +38,7 @@ def setting(data) -> Path:
     results = data / "results"
     with pytest.MonkeyPatch.context() as patch:
         tiny.with_network(patch)
+        patch.setattr(plots, "draw_all", lambda *_: [])  # the page has its own figure
         given = tiny.flags(data, results, "--backbone", "tiny", "--methods", "erm", "--no-tables",
                            "--setting", "given", "--pretrain-epochs", 15, "--pretrain-lr", 0.05)
         train.main(given)
