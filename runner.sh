@@ -44,7 +44,7 @@ BEST_RATE=best_paper_rate RATE=aim_fair_lr0.06  # of 0.04, 0.05, 0.06; printed a
 RULES=${RULES:-aim_fair full_finetuning random_mask aim_fair_t_statistic aim_fair_fisher
   aim_fair_ratio aim_fair_channels aim_fair_interpolated aim_fair_real_statistics full_interpolated
   full_real_statistics full_filtered counterweighted best_top_k
-  aim_fair_frozen_batch_norm full_frozen_batch_norm} NARROW='' WIDE=''
+  full_frozen_batch_norm best_batch_norm} NARROW='' WIDE=''
 EPOCHS=15 MILESTONE=10 AIM_FAIR="--pretrain-lr 0.01 --finetune-lr 0.06 --top-k 55"
 # FairIF: the paper states neither optimiser nor batch; here SGD with momentum 0.9 and 128.
 DATA_FLAGS="--dataset $SETTING --size all"

@@ -38,6 +38,7 @@ CHOICES: dict[str, Choice] = {
                           "Best sub-tuning (freeze one block)"),
     "best_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[:3])),
     "best_top_k": Choice(tuple(f"aim_fair_k{k}" for k in TOP_K)),
+    "best_batch_norm": Choice(("aim_fair", "aim_fair_frozen_batch_norm")),
     "best_paper_rate": Choice(tuple(f"aim_fair_lr{rate}" for rate in RATES[3:])),
 }
 
