@@ -120,7 +120,7 @@ domain-gap() {  # images of two samplers: the demo's, and others that lie furthe
 gap() {  # name, sampler: the rows that learn from its images
   local row SYNTHETIC=$DATA/synthetic_$1 SAMPLER=$2
   images $PROMPT_SET
-  for row in synthetic_only linear_probing full_finetuning aim_fair; do
+  for row in synthetic_only linear_probing full_finetuning aim_fair aim_fair_frozen_batch_norm; do
     train domain-gap --methods $row --name ${row}_$1 --no-tables
   done
 }

@@ -181,7 +181,7 @@ def test_both_gaps_are_in_one_table_each_with_its_own_images(tmp_path):
     assert {args.name: str(args.synthetic_root) for args in runs[:-1]} == {
         f"{row}_{gap}": f"data/synthetic_{gap}" for gap in ("narrow", "wide")
         for row in ("synthetic_only", "linear_probing", "full_finetuning", "aim_fair",
-        "aim_fair_frozen_batch_norm")}
+                    "aim_fair_frozen_batch_norm")}
     assert runs[-1].methods == ("erm", "erm_longer") and not runs[-1].no_tables
 
 
