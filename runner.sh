@@ -52,8 +52,7 @@ TRAIN_FLAGS="--backbone resnet18_h128 --pretrained none --pretrain-lr 0.0002 --p
   --pretrain-milestone 50"
 case $PAPER-$SETTING in
   *-demo)  # how these were chosen: README, "The demo"
-    METHODS=${METHODS:-erm erm_longer linear_probing full_finetuning aim_fair
-      aim_fair_frozen_batch_norm} JOBS=${JOBS:-2}
+    METHODS=${METHODS:-erm erm_longer linear_probing full_finetuning aim_fair} JOBS=${JOBS:-2}
     NARROW="--steps 5 --guidance 3" WIDE="--steps 3 --guidance 8"  # gap to the photographs
     SYNTHETIC=$DATA/synthetic_narrow SAMPLER=$NARROW
     pair Smiling Male; DATA_ROOT=$DATA/demo SIZE=1500 EPOCHS=24 MILESTONE=18
@@ -75,7 +74,7 @@ case $PAPER-$SETTING in
   *) echo "error: $EXPERIMENT has no SETTING=$SETTING; there are demo, celeba and utkface, for" \
        "FairIF's image tables demo, celeba and fairface" >&2; exit 2 ;;
 esac
-METHODS=${METHODS:-erm full_finetuning aim_fair best_batch_norm} SEEDS=${SEEDS:-100 200 300}
+METHODS=${METHODS:-erm full_finetuning aim_fair} SEEDS=${SEEDS:-100 200 300}
 FOLDER=${SETTING}_${TARGET}_$PROTECTED; [ "$FOLDER" != demo_Smiling_Male ] || FOLDER=demo
 MORE=("$@") BLIND=
 case " $* " in *" --launcher slurm "* | *" --launcher=slurm "*) SLURM=yes ;; *) SLURM= ;; esac
@@ -120,7 +119,7 @@ domain-gap() {  # images of two samplers: the demo's, and others that lie furthe
 gap() {  # name, sampler: the rows that learn from its images
   local row SYNTHETIC=$DATA/synthetic_$1 SAMPLER=$2
   images $PROMPT_SET
-  for row in synthetic_only linear_probing full_finetuning aim_fair aim_fair_frozen_batch_norm; do
+  for row in synthetic_only linear_probing full_finetuning aim_fair; do
     train domain-gap --methods $row --name ${row}_$1 --no-tables
   done
 }
