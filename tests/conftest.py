@@ -59,11 +59,11 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def folders(tmp_path_factory) -> None:
+def folder(tmp_path_factory) -> None:
     """Tells the golden sentences which part of a path is a test's folder."""
     import refusals
 
-    refusals.FOLDERS[:] = [str(tmp_path_factory.getbasetemp())]
+    refusals.FOLDER = str(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 # changed one is added by REFUSALS=write pytest -n 0, and is part of the change that is reviewed.
 GOLDEN = Path(__file__).parent / "golden" / "refusals.txt"
 NEW: set[str] = set()
-FOLDERS: list[str] = []  # of this process' tests: conftest.py says where pytest makes them
+FOLDER = ""  # in which pytest makes those of this process' tests: conftest.py says where
 # Of a run folder that computed nothing: it is bound anew by the next start.
 NOT_WORK = {".lock", "config.json", "train.csv"}
 
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def plain(sentence: str) -> str:
     """The sentence without what differs between runs: temporary folders, digests, numbers, long
     lists, a library's own words."""
-    sentence = re.sub(rf"\S*{re.escape(FOLDERS[0])}/[^/\s:;,)']+", "TMP", sentence)
+    sentence = re.sub(rf"\S*{re.escape(FOLDER)}/[^/\s:;,)']+", "TMP", sentence)
     sentence = re.sub(r"(choose from|it has:) .*", r"\1 ...", sentence.replace(ROOT, "ROOT")
                       .replace(str(Path.home()), "HOME"))
     library = r"(cannot be loaded \(\w+: ).*?(; its tokenizer|\); give)"

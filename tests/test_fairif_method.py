@@ -52,12 +52,14 @@ def test_fairif_reweights_and_a_large_lambda_is_erm_bit_for_bit(data, monkeypatc
     # runs copied into another setting keep their weights; figures are drawn from them
     figure2 = ["--setting", "tiny/figure2", "--methods", "fairif", "--set", *options]
     run(*figure2, "strength=1e6", "--name", "no_change", "--no-tables")
+    run(*figure2, "strength=0", "validation_share=0.5", "--name", "less", "--no-tables")
     run(*figure2, "strength=0")
     assert len(computed) == 2
     assert np.array_equal(np.load(setting / "figure2/fairif/seed100/weights.npy"), weights)
     assert "Training images weighted most" in (setting / "figure2/report.html").read_text()
     names = {path.name for path in (setting / "figure2/figures").glob("fairif_weights_*")}
-    assert names == {"fairif_weights_fairif.png", "fairif_weights_fairif.pdf"}  # no change: none
+    assert names == {f"fairif_weights_{name}.{kind}" for name in ("fairif", "less")
+                     for kind in ("png", "pdf")}  # no change: none
     assert np.abs(record["predicted"]).max() <= np.abs(record["gaps"]).max()
     assert record["gradient_norm"] > 0 and np.isfinite(record["residual"]).all()
     log = [json.loads(line) for line in

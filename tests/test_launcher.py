@@ -159,28 +159,30 @@ def test_an_experiment_is_one_array_and_its_tables_the_last_job(slurm, here, tmp
 
 def test_local_jobs_and_tables_after_them(here, tmp_path, capsys):
     tiny.make(tmp_path / "data")
-    train.main(command("results", "--seeds", "1", "--pretrain-epochs", "1", "--launcher", "local"))
+    train.main(command("results", "--pretrain-epochs", "1", "--launcher", "local"))
     printed = capsys.readouterr().out
-    assert printed.count("finished, reused") == 1
-    assert "| erm    |     1 |" in printed
+    assert printed.count("finished, reused") == 2
+    assert "| erm    |     2 |" in printed
     logs = "".join(path.read_text() for path in Path("results/tiny/submitit").glob("*/*.out"))
-    assert logs.count("worst-case EO") == 1
+    assert logs.count("worst-case EO") == 2
 
 
-def test_what_goes_wrong_in_a_job_is_said_by_the_command_that_waits(tmp_path, monkeypatch):
-    (tmp_path / "job_of_test.py").write_text(
-        "import sys\n"
-        "def main(arguments):\n"
-        "    print(f'error: {arguments[0]} cannot be read', file=sys.stderr)\n"
-        "    sys.exit(2)\n")
+def test_what_goes_wrong_in_a_job_is_said_by_the_command_that_waits(
+    here, tmp_path, monkeypatch, capsys
+):
+    tiny.make(tmp_path / "data")
+    said = ("error: --pretrained: weights.pth is not a weights file that loads with weights_only "
+            "(it is no file of plain tensors); give a state dict that torch.save wrote")
+    (tmp_path / "job_of_test.py").write_text(  # what a run's job does, without its imports
+        f"import sys\ndef main(flags):\n    print({said!r}, file=sys.stderr); sys.exit(2)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    tasks = [launcher.Task("job_of_test", "main", [name]) for name in ("weights.pth", "other")]
-    jobs = launcher.submit("local", [], tasks, tasks[0], tmp_path / "logs", "name", at_once=2)
-    with pytest.raises(UserError) as failure:
-        launcher.wait(jobs)
-    assert str(failure.value).startswith(
-        "2 of 2 runs failed, the first with 'error: weights.pth cannot be read'; look at ")
-    assert "_log.err" in str(failure.value)
+    init = launcher.Task.__init__
+    monkeypatch.setattr(launcher.Task, "__init__",
+                        lambda task, _, *rest: init(task, "job_of_test", *rest))
+    flags = command("results", "--setting", "wrong", "--launcher", "local")
+    sentence = refused(capsys, train.main, flags, names="weights.pth")
+    assert sentence.startswith("2 of 2 runs failed, the first with 'error: --pretrained: weights")
+    assert "_log.err" in sentence
 
 
 @pytest.mark.parametrize(("missing", "name"), [("sbatch", "sbatch"), ("srun", "srun")])

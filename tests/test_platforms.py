@@ -48,6 +48,15 @@ def picture_table(folder: Path) -> ImageTable:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_commands_start_by_their_file_from_any_folder(command, tmp_path):
+    env = {**os.environ, "MPLBACKEND": "module://no_such_module.backend", "PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, str(ROOT / command), "--help"], cwd=tmp_path, env=env,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_start_without_what_only_posix_has(command, tmp_path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_POSIX, str(ROOT / command), "--help"],
                           cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -191,7 +200,6 @@ ODD = {
     "TORCH_HOME": "/dev/null/torch",
     "XDG_CACHE_HOME": "/dev/null/cache",
     "MPLCONFIGDIR": "/dev/null/mpl",
-    "PYTHONPATH": "",
     "PYTHONWARNINGS": "error::no.such.Warning",
     "TQDM_DISABLE": "perhaps",
     "HOME": "/no/such/home",
@@ -199,7 +207,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_start_by_their_file_in_an_odd_environment(command, tmp_path):
+def test_commands_start_in_an_odd_environment(command, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / command), "--help"], cwd=tmp_path,
                           env={**os.environ, **ODD}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -108,7 +108,6 @@ def _process() -> dict[str, Any]:
     }
 
 
-@functools.cache
 def processor() -> str:
     """The processor's model name where the system tells it, else its architecture."""
     name = None
