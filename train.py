@@ -116,8 +116,10 @@ def main(argv: list[str] | None = None) -> None:
         if launcher.launch(config, tasks, last):
             return  # SLURM's last job does what follows
     elif config.jobs > 1:
-        launcher.in_parallel([[sys.executable, __file__, *run] for run in runs], config.jobs,
-                             launcher.gpus_of(config))
+        gpus = launcher.gpus_of(config)
+        with experiment.images_for(gpus) as more:
+            launcher.in_parallel([[sys.executable, __file__, *run] for run in runs], config.jobs,
+                                 gpus, more)
     for seed in config.seeds:
         for name, method in experiment.methods.items():
             PREEMPTION.check()

@@ -1,10 +1,11 @@
-"""Decoded images on a GPU: sent there once, shared by all loaders and stages of the process."""
+"""Decoded images on a GPU: sent there once, shared by all loaders and stages of the process, and
+by the processes that one command starts there (shared_images.py)."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -12,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from datasets import shared_images
 from datasets.image_store import ImageStore
 from utils.files import lock
 from utils.preemption import PREEMPTION
@@ -19,7 +21,7 @@ from utils.preemption import PREEMPTION
 ROOM = 0.4  # share of the memory left by other processes that images take; the rest is the step's
 PIECE = 64 * 2**20  # bytes sent to the device at once
 
-Key = tuple[Path, tuple[int, ...], bytes, torch.device]  # store file, array, rows, device
+Key = tuple[shared_images.Name, torch.device]
 _USED: WeakValueDictionary[Key, torch.Tensor] = WeakValueDictionary()  # by a loader, or kept
 _KEPT: dict[Key, torch.Tensor] = {}  # for the next stage: validation and test images, the next run
 
@@ -35,11 +37,10 @@ def upload(
     """
     if free_memory(device) is None:
         return None
-    keys, places = [], np.empty_like(store.row)
-    for number, (file, array) in enumerate(zip(store.files, store.arrays, strict=True)):
-        used, here = store.used(number), store.group == number
-        places[here] = np.searchsorted(used, store.row[here])
-        keys.append((file, array.shape, used.tobytes(), device))
+    keys, places = [(name, device) for name in names(store)], np.empty_like(store.row)
+    for number in range(len(keys)):
+        here = store.group == number
+        places[here] = np.searchsorted(store.used(number), store.row[here])
     with _alone(device):
         if not _make_room(keys, store, device):
             return None
@@ -50,6 +51,22 @@ def upload(
             forget(device)
             return None
     return tensors, places
+
+
+def names(store: ImageStore) -> list[shared_images.Name]:
+    """What the store's images are called, array by array."""
+    return [(file, array.shape, store.used(number).tobytes())
+            for number, (file, array) in enumerate(zip(store.files, store.arrays, strict=True))]
+
+
+def hold(stores: Sequence[ImageStore], device: torch.device) -> dict[shared_images.Name,
+                                                                   torch.Tensor]:
+    """The stores' images on the device, sent there as far as they have room."""
+    held = {}
+    for store in stores:
+        if sent := upload(store, device):
+            held |= dict(zip(names(store), sent[0], strict=True))
+    return held
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -63,7 +80,7 @@ def free_memory(device: torch.device) -> int | None:
 
 def forget(device: torch.device) -> None:
     """Give back the images that no loader uses."""
-    for key in [key for key in _KEPT if key[3] == device]:
+    for key in [key for key in _KEPT if key[1] == device]:
         del _KEPT[key]
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -71,14 +88,14 @@ def forget(device: torch.device) -> None:
 
 def held(device: torch.device) -> int:
     """Bytes of images there."""
-    return sum(tensor.nbytes for key, tensor in _USED.items() if key[3] == device)
+    return sum(tensor.nbytes for key, tensor in _USED.items() if key[1] == device)
 
 
 def _make_room(keys: list[Key], store: ImageStore, device: torch.device) -> bool:
     for again in (True, False):
         missing = sum(len(store.used(number)) * array[0].nbytes
                       for number, (key, array) in enumerate(zip(keys, store.arrays))
-                      if key not in _USED)
+                      if key not in _USED and key[0] not in shared_images.received())
         there = held(device)
         if not missing or missing + there <= ROOM * (free_memory(device) + there):
             return True
@@ -88,10 +105,12 @@ def _make_room(keys: list[Key], store: ImageStore, device: torch.device) -> bool
 
 
 def _there(key: Key, array: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    if (given := shared_images.received().get(key[0])) is not None:
+        return given  # the memory of the process that started this one
     tensor = _USED.get(key)
     if tensor is None:
         shape = (len(rows), *array.shape[1:])
-        tensor = torch.empty(shape, dtype=torch.uint8, device=key[3])
+        tensor = torch.empty(shape, dtype=torch.uint8, device=key[1])
         step = max(1, PIECE // array[0].nbytes)
         for i in range(0, len(rows), step):
             tensor[i : i + step] = torch.from_numpy(array[rows[i : i + step]])

@@ -6,12 +6,13 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 
-from datasets import DATASETS
+from datasets import DATASETS, resident, shared_images
 from datasets.base import ImageTable, Splits, save_list
 from datasets.edits import load_edits
 from datasets.image_store import open_store
@@ -166,6 +167,24 @@ class Experiment:
             pool, digest = self.synthetic(config.prompt_set)
             digests = {**digests, "synthetic": digest}
         return Data(splits, pool, config, seed, edited=self._edited(splits), digests=digests)
+
+    def images_for(self, gpus: Sequence[str]) -> AbstractContextManager:
+        """Inside, the images that every seed reads are held on each GPU of `gpus`, or on --device
+        where it names one, for the processes of --jobs: shared_images.offered.
+
+        None are where a GPU has one process, and on a CPU, whose processes share mapped files.
+        """
+        c = self.config
+        devices = [torch.device("cuda", i) for i in range(len(gpus))] or [torch.device(c.device)]
+        tables = []
+        on_gpu = resident.free_memory(devices[0]) is not None
+        if on_gpu and c.jobs > len(devices) and c.data_seed != "run":
+            data = self.data(next(iter(self.methods.values())), c.seeds[0])
+            tables = [table for table in (data.real, data.val, data.test)
+                      if isinstance(table, ImageTable)]
+        stores = [open_store(table, c.store_dir, pools=data.pools) for table in tables]
+        number = 0 if gpus else devices[0].index or 0
+        return shared_images.offered([resident.hold(stores, one) for one in devices], number)
 
 
 def prepare(config: Config) -> Experiment:

@@ -19,12 +19,12 @@ SEED=${SEED:-42}          # paper: 42
 
 # --- the demo model's values, or the paper's -----------------------------------------------------
 if [ "$MODEL" = demo ]; then
-  IMAGES_PER_GROUP=${IMAGES_PER_GROUP:-${IMAGES_PER_GROUP:-300}}  # 1,200 of 64x64: 1 to 2 minutes on 2 cores
+  IMAGES_PER_GROUP=${IMAGES_PER_GROUP:-300}  # 1,200 of 64x64: 1 to 2 minutes on 2 cores
   SAMPLER=${SAMPLER:-}                       # the demo's own: DEMO_DEFAULTS in pipeline.py
   SIZE=${SIZE:-}
 else
   # 42,000 images at 82.9 TFLOP each, 3.5 EFLOP: hours to a day on one data-centre GPU.
-  IMAGES_PER_GROUP=${IMAGES_PER_GROUP:-${IMAGES_PER_GROUP:-10500}}  # paper: 50 prompts x 14 x 15
+  IMAGES_PER_GROUP=${IMAGES_PER_GROUP:-10500}  # paper: 50 prompts x 14 x 15
   SAMPLER=${SAMPLER:---scheduler ddim --steps 50 --guidance 9}  # faster: --scheduler dpmsolver++ --steps 25
   SIZE=${SIZE:---height 512 --width 512 --image-size 224}
 fi

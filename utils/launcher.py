@@ -230,11 +230,13 @@ def launch(config, tasks: Sequence[Task], last: Task) -> bool:
 
 
 def in_parallel(
-    commands: Sequence[Sequence[str]], jobs: int, gpus: Sequence[str] = ()
+    commands: Sequence[Sequence[str]], jobs: int, gpus: Sequence[str] = (),
+    more: Callable[[int], dict[str, str]] = lambda gpu: {},
 ) -> None:
     """Run the commands, at most `jobs` at once. How many threads each takes is its own flag.
 
     gpus: as CUDA_VISIBLE_DEVICES names them; slot s of the `jobs` sees GPU s modulo their number.
+    more: what else a process on that GPU, by its place in `gpus`, finds in its environment.
     A signal for this process is passed on. Raises UserError where one failed, with what it said.
     """
     environment = {**os.environ, "TQDM_DISABLE": "1"}
@@ -245,9 +247,10 @@ def in_parallel(
             while waiting and not failed and len(running) < jobs:
                 said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
                 slot = min(set(range(jobs)) - {slot for _, slot in running.values()})
-                own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+                gpu = slot % max(1, len(gpus))
+                own = {"CUDA_VISIBLE_DEVICES": gpus[gpu]} if gpus else {}
                 process = subprocess.Popen(
-                    waiting.popleft(), env=environment | own, stderr=said)
+                    waiting.popleft(), env=environment | own | more(gpu), stderr=said)
                 running[process] = said, slot
             PREEMPTION.check()
             for process in [one for one in running if one.poll() is not None]:

@@ -12,6 +12,8 @@ import pytest
 import tiny
 import torch
 
+from datasets import shared_images
+
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"0_0": ["a face"], "0_1": ["his face"], "1_0": ["her smile"], "1_1": ["a smile"]}
@@ -39,6 +41,26 @@ def trained(data: Path, results: Path, device: torch.device, *more, **environmen
 def test_two_seeds_at_once_on_one_gpu(data, device, tmp_path):
     printed = trained(data, tmp_path, device, "--jobs", 2)
     assert printed.count(f"device: {device.type}") == 3  # the command and its two processes
+
+
+READS = """
+import json, sys, torch
+from datasets import shared_images
+given = list(shared_images.received().values())
+own = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+print(json.dumps([[int(images.long().sum()), images.device.type] for images in given] + [own]))
+"""
+
+
+def test_the_processes_of_a_gpu_read_images_that_their_parent_holds(device, small):
+    images = {("store", (4, 2, 2, 3), b"rows"):
+              torch.arange(48, dtype=torch.uint8, device=device).view(4, 2, 2, 3)}
+    if small:  # by name: the process is no child of multiprocessing
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    with shared_images.offered([images], device.index or 0) as more:
+        for _ in range(2):
+            printed = finished([sys.executable, "-c", READS], **more(0))
+            assert json.loads(printed.splitlines()[0]) == [[48 * 47 // 2, device.type], 0]
 
 
 def test_torchruns_processes_share_the_images(device, tmp_path, tiny_pipeline_dir):
