@@ -200,6 +200,8 @@ table4() {
 table5() {  # prompt sets, synthetic images only. Cost: 15 a row; a set's images, 3.5 EFLOP
   compare table5 synthetic_only_{plain,contextual_{25,50,head_poses_50}} --paper-table 5
 }
+# Is it the prompts or the mask? Plain or contextual by all tensors or the mask. Cost: 10 to 13.
+prompts-by-mask() { compare prompts-by-mask {aim_fair,full_finetuning}{,_plain}; }
 # The ratio of groups in the biased synthetic set. Cost: 13 a row.
 table6() { compare table6 full_finetuning aim_fair_{4_6,3_7,2_8,1_9} --paper-table 6; }
 # Synthetic images per real one; the demo has images for 0.8x. Cost: 8, 13, 18 and 23.
@@ -242,18 +244,16 @@ grids() {  # the images by group and prompt set, of the sets that there are
     --out "$RESULTS/$FOLDER/figures" "$@"
   [ ! -e "$RESULTS/$FOLDER/report.html" ] || run -m utils.reporting "$RESULTS/$FOLDER"
 }
-figure8() {  # where the selected tensors lie; the paper: mostly in early layers
-  train figure8 --methods aim_fair
-}
+figure8() { train figure8 --methods aim_fair; }  # selected tensors; the paper: mostly early layers
 gpu-check() { run tests/gpu/check.py --out "$RESULTS/gpu-check.md" "$@"; }  # suite and benchmark
 
 . ./fairif.sh  # FairIF's tables and figures
 
-EXPERIMENTS="demo judge celeba domain-gap longer rules tensor-effect table1 table2 table3 table4
-  table5 table6 table7 table8 table9 table10 table11 bias-ratio rates figure1 figure2 figure4
-  figure5 figure6 figure7 figure8 gpu-check fairif-table1 fairif-table2 fairif-table3 fairif-table4
-  fairif-table4-blind fairif-theory fairif-table5 fairif-table6
-  fairif-table11 fairif-figure2 fairif-strategies"
+EXPERIMENTS="demo judge celeba domain-gap longer rules tensor-effect prompts-by-mask table1 table2
+  table3 table4 table5 table6 table7 table8 table9 table10 table11 bias-ratio rates figure1 figure2
+  figure4 figure5 figure6 figure7 figure8 gpu-check fairif-table1 fairif-table2 fairif-table3
+  fairif-table4 fairif-table4-blind fairif-theory fairif-table5 fairif-table6 fairif-table11
+  fairif-figure2 fairif-strategies"
 case " $(echo $EXPERIMENTS) " in *" $EXPERIMENT "*) ;;
   *) echo "error: no experiment '$EXPERIMENT'; there are:" $EXPERIMENTS >&2; exit 2 ;;
 esac
@@ -262,6 +262,7 @@ case $EXPERIMENT-$# in *-0) ;; judge-* | figure4-* | figure7-*)
 esac
 case $SETTING-$EXPERIMENT in  # the first make none, or their own
   demo-bias-ratio | demo-domain-gap | demo-rules | demo-gpu-check | demo-fairif-*[0-9]) ;;
+  demo-prompts-by-mask) images plain $PROMPT_SET ;;
   demo-table5 | demo-figure[47]) images plain contextual_25 contextual_50 $PROMPT_SET ;;
   demo-*) images $PROMPT_SET ;;
 esac

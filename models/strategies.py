@@ -201,6 +201,8 @@ STRATEGIES: dict[str, type[Method]] = {
     # Tables 5, 6, 7 and 10, Figure 5, learning rates
     **{f"synthetic_only_{name}": variant(SYNTHETIC_ONLY, {"prompt_set": name}, title)
        for name, title in PROMPT_SETS.items()},
+    **{f"{name}_plain": variant(method, {"prompt_set": "plain"})
+       for name, method in (("full_finetuning", FULL), ("aim_fair", AIM_FAIR))},
     **{f"aim_fair_{m}_{10 - m}": variant(
         AIM_FAIR, {"synthetic_minority": m / 10}, f"AIM-Fair {m}:{10 - m}") for m in (4, 3, 2, 1)},
     **{f"aim_fair_{ratio}x": variant(
