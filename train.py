@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from utils import config as configuration
 from utils.config import Config
 from utils.errors import exit_cleanly
+from utils.imports import heavy_imports
 from utils.options import ArgumentParser
 
 # torch takes seconds to import: the flags are parsed first
@@ -100,7 +101,8 @@ def in_jobs(
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     config = parse(argv)
-    from models.experiment import execute, make_run, prepare
+    with heavy_imports():
+        from models.experiment import execute, make_run, prepare
     from utils import devices, launcher
     from utils.preemption import PREEMPTION
 

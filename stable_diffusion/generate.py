@@ -30,6 +30,7 @@ from stable_diffusion.prompt_set import read_prompts
 from stable_diffusion.shares import share
 from utils.devices import generation_precision
 from utils.errors import UserError, exit_cleanly
+from utils.imports import heavy_imports
 from utils.options import ArgumentParser, check_compiler, path
 from utils.progress import Bar, progress
 
@@ -170,7 +171,8 @@ def _scale(text: str) -> float:
 def _build_sampler(args: argparse.Namespace):
     """Load the model; returns (sampler, settings, batch size, saved size in pixels)."""
     # After the flags are checked: torch takes seconds.
-    from stable_diffusion import model_files, pipeline
+    with heavy_imports():
+        from stable_diffusion import model_files, pipeline
 
     local = model_files.local_path(args.model)
     is_demo = local is not None and local.resolve() == model_files.DEMO_MODEL.resolve()

@@ -3,6 +3,8 @@ networks where they can be used, seeds side by side."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -247,3 +249,22 @@ def test_a_missing_compiler_is_said_before_the_start(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(options.shutil, "which", lambda name: f"/bin/{name}")
     options.check_compiler()
+
+
+IMPORTS = """
+import gc
+from utils.imports import heavy_imports
+
+with heavy_imports():
+    assert not gc.isenabled()
+    import torch
+print(gc.isenabled(), gc.get_freeze_count() > 10**5)
+with heavy_imports():
+    print(gc.isenabled())
+"""
+
+
+def test_no_garbage_is_looked_for_while_torch_is_imported():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, text=True, check=True,
+                          capture_output=True)
+    assert done.stdout.split() == ["True", "True", "True"]
