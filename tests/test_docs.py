@@ -80,6 +80,15 @@ def test_differences_to_the_summarys_baselines_stand_below(results):
     assert refresh(new, results)[0] == new
 
 
+def test_what_was_chosen_for_a_row_stands_below(results):
+    selected = {"row": "search/jtt/upweight=5", "from": ["search/jtt/upweight=5", "b", "c"],
+                "rule": "the best", "passes": 123456}
+    write_run(results / "demo" / "table3" / "jtt" / "seed1", (8, 18, 17, 9),
+              config=made() | {"selected": selected})
+    new, _, _ = refresh(TEXT, results)
+    assert "\nChosen on validation: jtt upweight=5 (of 3, 123.5 passes).\n" in new
+
+
 def test_tensor_effects_are_correlations(tmp_path):
     run = tmp_path / "results" / "effect" / "tensor_effect" / "seed1"
     write_run(run, (9, 18, 18, 8), config=made())

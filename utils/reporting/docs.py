@@ -112,7 +112,17 @@ def table(results: Results, records: Sequence[Mapping[str, Any]], fairif: bool) 
             paper = "" if math.isnan(printed) else f" [{number(printed)}]"
             line[TITLES[name] + (" ±" if name in spread else "")] = cell + paper
         rows.append(line | {"passes": thousands(row["passes"])})
-    return Section(frame=pd.DataFrame(rows), lines=[provenance(results)])
+    return Section(frame=pd.DataFrame(rows), lines=[provenance(results), *choices(results)])
+
+
+def choices(results: Results) -> list[str]:
+    """What stands for each row that is the best of several; none where there is no such row."""
+    said = []
+    for row in results.metrics:
+        if selected := next(iter(results.configs[row].values())).get("selected"):
+            value, passes = selected["row"].rsplit("/")[-1], selected.get("passes", 0)
+            said.append(f"{row} {value} (of {len(selected['from'])}, {thousands(passes)} passes)")
+    return [f"Chosen on validation: {'; '.join(said)}."] if said else []
 
 
 def provenance(results: Results) -> str:
