@@ -76,11 +76,14 @@ def write_tables(experiment) -> None:
 
 
 def in_jobs(
-    config: Config, methods: Iterable[str], argv: list[str], *, merged: bool = False
+    config: Config, methods: Iterable[str], argv: list[str], *, merged: bool = False,
+    dealt: bool = False,
 ) -> list[list[str]]:
     """The command lines of its runs: every method and seed, one method's seeds first, as each
     pre-trains a model for which the other methods would wait. merged: a seed's other methods are
-    one command, so that a process starts once for all of them. A row's candidates always are."""
+    one command, so that a process starts once for all of them. A row's candidates always are.
+    dealt: of runs shorter than a process's start, as many commands as --jobs, all methods in each.
+    """
     from models.choices import row_of
 
     plain = [*argv, "--launcher", "none", "--slurm", "--jobs", "1", "--no-tables"]
@@ -93,8 +96,11 @@ def in_jobs(
         return ["--set", *given] if config.set else []
 
     groups = [names[:1], names[1:]] if merged else [[name] for name in names]
-    return [[*plain, "--methods", *group, "--seeds", str(seed), *own(group)]
-            for group in groups if group for seed in config.seeds]
+    seeds = [(seed,) for seed in config.seeds]
+    if dealt:
+        groups, seeds = [names], [config.seeds[i :: config.jobs] for i in range(config.jobs)]
+    return [[*plain, "--methods", *group, "--seeds", *map(str, own_seeds), *own(group)]
+            for group in groups if group for own_seeds in seeds]
 
 
 @exit_cleanly
@@ -102,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     config = parse(argv)
     with heavy_imports():
+        from datasets import DATASETS
         from models.experiment import execute, make_run, prepare
     from utils import devices, launcher
     from utils.preemption import PREEMPTION
@@ -111,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
     config = experiment.config
     print(devices.describe(config.device, config.precision), flush=True)
     few = config.launcher == "none" and len(config.seeds) >= config.jobs  # processes are enough
-    runs = in_jobs(config, experiment.methods, argv, merged=few)
+    runs = in_jobs(config, experiment.methods, argv, merged=few,
+                   dealt=few and DATASETS[config.dataset].in_memory)
     if config.launcher != "none":
         last = launcher.Task("train", "main", [*argv, "--launcher", "none", "--slurm"])
         tasks = [launcher.Task("train", "main", run) for run in runs]

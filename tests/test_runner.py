@@ -326,6 +326,16 @@ def test_every_job_of_a_table_is_taken_alone(name, merged, tmp_path):
     assert all(args.no_tables for args in runs)
 
 
+def test_runs_of_seconds_are_dealt_to_as_many_processes_as_jobs(tmp_path):
+    (line, *_) = recorded(tmp_path, "fairif-table4", DATASETS="german", SPLITS="0 1 2 3 4")
+    (table,) = trainings([line])
+    jobs = train.in_jobs(table, rows_of(table), line[1:], merged=True, dealt=True)
+    runs = trainings([["train.py", *words] for words in jobs])
+    rows = tuple(dict.fromkeys(map(row_of, rows_of(table))))
+    assert [(args.methods, args.seeds) for args in runs] == [(rows, (0, 2, 4)), (rows, (1, 3))]
+    assert all(args.set == table.set for args in runs)
+
+
 @pytest.mark.parametrize("flags", [["--launcher", "slurm"], ["--launcher=slurm"]])
 def test_with_slurm_every_table_is_one_line_of_train_py(flags, tmp_path):
     array = [*flags, "--slurm", "partition=gpu", "gpus=1"]

@@ -121,7 +121,8 @@ def choices(results: Results) -> list[str]:
     for row in results.metrics:
         if selected := next(iter(results.configs[row].values())).get("selected"):
             value, passes = selected["row"].rsplit("/")[-1], selected.get("passes", 0)
-            said.append(f"{row} {value} (of {len(selected['from'])}, {thousands(passes)} thousand passes)")
+            said.append(f"{row} {value} (of {len(selected['from'])}, {thousands(passes)} thousand "
+                        "passes)")
     return [f"Chosen on validation: {'; '.join(said)}."] if said else []
 
 
