@@ -118,7 +118,7 @@ class Method:
 
     def update(self, batch: Batch) -> Tensor:
         """One step on (index, x, y, a); returns the detached loss, on the device."""
-        whole = self.recipe.optimizer == "lbfgs"
+        whole = isinstance(self.optimizer, torch.optim.LBFGS)
 
         def objective() -> Tensor:
             self.evaluations += 1
@@ -243,6 +243,7 @@ def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
     needs no group labels, of the last one where it is None. method, loader: called for the method
     and its batches, once each."""
     with run.stage(name, "model.pt", "log.jsonl") as stage:
+        torch.manual_seed(run.seed)  # whatever this process did before: another stage, or nothing
         trained = method()
         if not stage.finished:
             fit_in(stage.folder, run, trained, loader(), val, name)
@@ -263,7 +264,7 @@ def started(run: Run) -> nn.Module:
 
 def pretrained(run: Run) -> nn.Module:
     """The model that is repaired: --start's, else the ERM model of this setting and seed, trained
-    once and shared."""
+    once and shared; sets torch's seed."""
     if run.config.start is not None:
         return started(run)
     config = run.config.identity(finetune=False) | {
@@ -280,4 +281,5 @@ def pretrained(run: Run) -> nn.Module:
             backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
         )
         run.add_log(stage.folder)
+    torch.manual_seed(run.seed)  # whether or not the model was trained just now
     return model

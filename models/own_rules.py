@@ -32,7 +32,7 @@ Difference = Callable[[Moments, Moments, str], float]
 
 def _mean(values: Tensor, what: Tensor) -> float:
     """Mean over the elements, those without scale (0 / 0 and x / 0) counting as 0."""
-    return float(torch.where(what > 0, values, 0.0).mean())
+    return float(torch.where(what == 0, 0.0, values).mean())
 
 
 def t_statistic(a: Moments, b: Moments, name: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from models.backbones import parameter_names
@@ -117,12 +117,15 @@ def resolve_k(k: float, tensors: int) -> int:
     return int(number)
 
 
-def random_tensors(names: list[str], size: int, seed: int) -> set[str]:
-    """`size` names drawn without replacement, from a seed (Table 4's random selection)."""
+def random_tensors(names: list[str], size: int, seed: int, control: bool = False) -> set[str]:
+    """`size` names drawn without replacement, from a seed (Table 4's random selection).
+
+    Draws of different sizes are not parts of each other, and one that is a `control` is another.
+    """
     if not 1 <= size <= len(names):
         raise ValueError(f"size must be from 1 to {len(names)}, not {size}")
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
-    return {sorted(names)[i] for i in order[:size].tolist()}
+    drawn = np.random.default_rng([seed, size, control]).permutation(sorted(names))
+    return set(drawn[:size].tolist())
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -156,10 +159,17 @@ class Rule:
             require_block(block, names, "the network")
         for name in self.sets:
             loader = run.data.loader(getattr(run.data, name), train=True)
+            if self.noise and len(loader) < 2:
+                raise UserError(f"no mask: the noise of a mean gradient needs two batches, and "
+                                f"{name} has one; choose a smaller --batch-size")
             gradients[name] = measure(
                 model, counted(loader.epoch(0), images), bce, count=len(loader),
                 name=f"gradient, {name}", autocast=run.config.autocast, check=PREEMPTION.check,
             )
+            mean = gradients[name].mean if self.noise else gradients[name]
+            if wrong := [key for key, value in mean.items() if not value.isfinite().all()]:
+                raise UserError(f"no mask: the gradient of {wrong[0]} over {name} is not finite; "
+                                "lower --pretrain-lr or look at the images")
         mask = self.choose(names, gradients, run.config, run.seed)
         return mask | {"passes": sum(images)}
 
@@ -213,13 +223,10 @@ def _sensitive_to_bias(
 ) -> dict:
     three = [gradients[name] for name in REAL_AND_SYNTHETIC]
     k = resolve_k(config.top_k, len(names))
-    try:
-        chosen = select_tensors(*three, k, config.criterion)
-    except ValueError as error:
-        raise UserError(f"no mask: {error}; lower --pretrain-lr or look at the images") from None
+    chosen = not_empty(select_tensors(*three, k, config.criterion), k)
     real, biased, balanced = three
     return mask_of(
-        names, not_empty(chosen, k), config.criterion, k=k,
+        names, chosen, config.criterion, k=k,
         delta1=differences(real, biased, config.criterion),
         delta2=differences(biased, balanced, config.criterion),
     )
@@ -233,7 +240,7 @@ def _random_of_same_size(
     names: list[str], gradients: Mapping[str, Gradients], config, seed: int
 ) -> dict:
     size = sum(_sensitive_to_bias(names, gradients, config, seed)["tensors"].values())
-    chosen = random_tensors(names, size, seed)
+    chosen = random_tensors(names, size, seed, control=True)
     return mask_of(names, chosen, "random, as many as AIM-Fair", size=size)
 
 

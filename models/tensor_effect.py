@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.special import expit
 
 from models.backbones import parameter_names
@@ -92,6 +93,7 @@ class TensorEffect(FineTuning):
         with run.stage(f"update_{part}", "effect.json") as stage:
             path = stage.folder / "effect.json"
             if not stage.finished:
+                torch.manual_seed(run.seed)
                 method = make()
                 fit(method, cls.batches(run), None, stage.folder, f"update {part}", (),
                     run.config.checkpoint_seconds)

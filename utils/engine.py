@@ -114,7 +114,9 @@ class Progress:
             return cls()
         state = _load_state(path)
         try:
-            torch.set_rng_state(state.pop("rng"))  # the CPU's
+            torch.set_rng_state(state.pop("rng"))
+            if (on_gpu := state.pop("gpu_rng", None)) is not None:  # of dropout
+                torch.cuda.set_rng_state(on_gpu, device)
             state = moved(state, device, optimisers=False)
             method.load_state_dict(state["method"])
             return cls(**{**{f.name: state[f.name] for f in fields(cls)},
@@ -122,10 +124,12 @@ class Progress:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise _damaged(path, error) from None
 
-    def save(self, path: Path, method) -> None:
+    def save(self, path: Path, method, device: str | torch.device) -> None:
+        on_gpu = torch.cuda.get_rng_state(device) if torch.device(device).type == "cuda" else None
         save_torch(path, {
             **{f.name: getattr(self, f.name) for f in fields(self)}, "log": json.dumps(self.log),
             "method": method.state_dict(), "rng": torch.get_rng_state(),
+            "gpu_rng": on_gpu,
         })
 
     def begin_epoch(self) -> None:
@@ -184,7 +188,7 @@ def fit(
         row["seconds"] = round(time.monotonic() - began, 3)
         at.log.append(row)
         if time.monotonic() - saved >= every:
-            at.save(state, method)
+            at.save(state, method, loader.device)
             _write_log(folder, at.log)
             saved = time.monotonic()
         for observe in observers:
@@ -207,7 +211,7 @@ def _steps(method, loader, at: Progress, state: Path, name: str) -> None:
         at.passes += method.passes(batch)
         at.step += 1
         if PREEMPTION.requested:
-            at.save(state, method)
+            at.save(state, method, loader.device)
             print(f"{name}: saved in epoch {at.epoch + 1} after step {at.step}")
             PREEMPTION.check()
 

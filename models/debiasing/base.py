@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +44,6 @@ class FromERM(Method):
         epochs = run.options["warm_start"]
         if epochs:
             model = pretrained(run)
-            torch.manual_seed(run.seed)  # whether or not the model was trained just now
             milestone = math.ceil(recipe.milestone * epochs / recipe.epochs)
             recipe = replace(recipe, epochs=epochs, milestone=milestone)
         return model, recipe

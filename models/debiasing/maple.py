@@ -17,16 +17,18 @@ EDGE = 1e-3  # the logit of a keep-probability is taken at least this far from 0
 
 
 def project(s: Tensor, total: float) -> Tensor:
-    """The nearest point to s, N floats, with entries in [0, 1] and sum `total` (0 < total < N).
+    """The nearest point to s, N floats, with entries in [0, 1] and a sum of at most `total` > 0.
 
-    It is clamp(s - v, 0, 1) for one v (Zhou 2022), found by bisection; no host synchronisation.
+    It is clamp(s - v, 0, 1) for one v >= 0 (Zhou 2022), found by bisection where v = 0 leaves too
+    much; no host synchronisation.
     """
-    low, high = s.min() - 1, s.max()  # sums N and 0
+    low, high = torch.zeros_like(s.max()), s.max().clamp_min(0)
     for _ in range(50):
         v = (low + high) / 2
         above = (s - v).clamp(0, 1).sum() > total
         low, high = torch.where(above, v, low), torch.where(above, high, v)
-    return (s - (low + high) / 2).clamp(0, 1)
+    fits = s.clamp(0, 1).sum() <= total
+    return (s - torch.where(fits, 0, (low + high) / 2)).clamp(0, 1)
 
 
 def sample_mask(s: Tensor, noise: Tensor, temperature: float) -> Tensor:
@@ -58,20 +60,21 @@ def annealed(progress: float) -> float:
 
 
 def hypergradient(
-    model: nn.Module, batch: tuple[Tensor, Tensor], mask: Tensor, kept: float, lr: float, outer
+    model: nn.Module, batch: tuple[Tensor, Tensor], mask: Tensor, lr: float, outer
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """d outer(losses after one unrolled step) / d mask, the inner gradient and the inner loss.
 
-    Inner loss: sum(mask * loss) / kept over the batch (x, y), differentiated at the model's
-    parameters; one step of plain gradient descent with rate lr; `outer` maps the losses float [B]
-    of the same batch at the new parameters to a scalar. mask float [B], any real numbers.
+    Inner loss: sum(mask * loss) / max(1, sum(mask)) over the batch (x, y), the divisor a constant
+    as in the reference, differentiated at the model's parameters; one step of plain gradient
+    descent with rate lr; `outer` maps the losses float [B] of the same batch at the new parameters
+    to a scalar. mask float [B], any real numbers.
     Returns (float [B], one tensor a parameter, scalar); the parameters are left as they are.
     """
     x, y = batch
     mask = mask.detach().requires_grad_(True)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        loss = (mask * losses_of(model, x, y)).sum() / kept
+        loss = (mask * losses_of(model, x, y)).sum() / mask.detach().sum().clamp_min(1)
     inner = torch.autograd.grad(loss, list(named.values()), create_graph=True)
     stepped = {name: p - lr * g for (name, p), g in zip(named.items(), inner, strict=True)}
     # Copies: the second pass must not move the batch norm's running statistics once more.
@@ -85,7 +88,7 @@ class MAPLE(InferredEnvironments):
     """Keep-probabilities s for which ERM on the kept samples has a low out-of-distribution risk.
 
     min over s of R_out(theta*(m)), theta*(m) = argmin of the mean loss of the samples with
-    m_i ~ Bernoulli(s_i) = 1, subject to sum(s) = K, 0 <= s <= 1 (Zhou 2022). Each step draws the
+    m_i ~ Bernoulli(s_i) = 1, subject to sum(s) <= K, 0 <= s <= 1 (Zhou 2022). Each step draws the
     batch's mask, moves s along the hypergradient through one unrolled step, projects it, and then
     trains the model on the kept samples of the batch. s has an Adam of its own, whose steps move
     the batch's entries alone.
@@ -119,15 +122,14 @@ class MAPLE(InferredEnvironments):
 
     def update(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
-        options, environments = self.options, self.environments[index]
+        environments = self.environments[index]
         # Drawn on the CPU, whose generator the engine's checkpoints hold.
         noise = send(torch.rand(len(index)).clamp(1e-6, 1 - 1e-6), x.device)
         s = self.keep[index, 0].requires_grad_(True)
         mask = sample_mask(s, noise, annealed(self.epochs_done / self.recipe.epochs))
         with self.precision(x):
             by_mask, inner, loss = hypergradient(
-                self.model, (x, y), mask, len(index) * options["kept_share"],
-                self.optimizer.param_groups[0]["lr"],
+                self.model, (x, y), mask, self.optimizer.param_groups[0]["lr"],
                 lambda losses: environment_risk(losses, environments),
             )
         (gradient,) = torch.autograd.grad(mask, s, by_mask)
