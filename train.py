@@ -64,7 +64,7 @@ def write_tables(experiment) -> None:
             remove_leftovers(setting / pictures)
         for name, choice in choices_of(config).items():
             best.write_best(setting, choice.rows, name,
-                            own_row(config.paper_table, choice.paper_row))
+                            own_row(config.paper_table, choice.paper_row), choice.by)
         print(tables.write_summary(setting, config.baseline))
         real = experiment.splits(config.seeds[0]).train
         real, pool = real if isinstance(real, ImageTable) else None, None

@@ -23,10 +23,12 @@ FOLDER = "search"  # below a setting's: candidates are <setting>/search/<row>/<v
 
 @dataclass(frozen=True)
 class Choice:
-    """The row of several with the best validation figure, averaged over the seeds."""
+    """The row of several with the best validation figure (utils/reporting/best.py). by: as many
+    others, whose figures decide in their place."""
 
     rows: tuple[str, ...]
     paper_row: str | None = None
+    by: tuple[str, ...] = ()
 
 
 CHOICES: dict[str, Choice] = {
@@ -49,9 +51,10 @@ def row_of(name: str) -> str:
 
 
 @functools.cache
-def read_search(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """{row: its candidates' values} from a TOML file: a table a row, in it a list a hyper-parameter
-    or flag of training, whose first entries are the first candidate.
+def read_search(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """({row: its candidates' values}, {row: the row whose choice it takes}) from a TOML file: a
+    table a row, in it a list a hyper-parameter or flag of training, whose first entries are the
+    first candidate; or `as`, another row with such lists, whose values are then this one's too.
 
     Raises UserError where it cannot be read, and where the rows have different numbers of
     candidates, for then they do not have the same chance.
@@ -61,8 +64,15 @@ def read_search(path: Path) -> dict[str, list[dict[str, Any]]]:
     except (OSError, ValueError) as error:
         raise UserError(f"--search {path} cannot be read ({error}); give a file such as "
                         "models/search/demo.toml") from None
-    spaces = {}
+    spaces, leaders = {}, {}
     for row, lists in rows.items():
+        if isinstance(lists, dict) and "as" in lists:
+            leader = lists["as"]
+            if len(lists) > 1 or "as" in rows.get(str(leader), {"as": None}):
+                raise UserError(f"--search {path}: {row} has as = {leader!r}; give it alone, the "
+                                "name of a row of the file that has lists of its own")
+            leaders[row] = leader
+            continue
         if not isinstance(lists, dict) or not all(isinstance(x, list) for x in lists.values()):
             raise UserError(f"--search {path}: {row} must be a table of lists, such as "
                             "alpha = [0.2, 0.5]")
@@ -73,7 +83,7 @@ def read_search(path: Path) -> dict[str, list[dict[str, Any]]]:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         said = ", ".join(f"{row} {length}" for row, length in lengths.items()) or "there is none"
         raise UserError(f"--search {path}: give every row as many values as the others ({said})")
-    return spaces
+    return spaces | {row: spaces[leader] for row, leader in leaders.items()}, leaders
 
 
 def candidates(
@@ -84,7 +94,7 @@ def candidates(
     """
     if config.search is None:
         return {}
-    spaces, found = read_search(config.search), {}
+    (spaces, _), found = read_search(config.search), {}
     for row in spaces:
         if row not in methods:
             raise UserError(f"--search {config.search}: {row} is no row; choose from --list")

@@ -27,7 +27,7 @@ from models.checks import (
     check_numerics,
     check_samples,
 )
-from models.choices import Choice, candidates, row_of
+from models.choices import Choice, candidates, read_search, row_of
 from models.cost import cost
 from models.method import Method
 from utils import devices
@@ -43,9 +43,18 @@ from utils.run import Run
 
 
 def choices_of(config: Config) -> dict[str, Choice]:
-    """The rows asked for that are the best of several: of other rows, or by --search."""
-    found = {row: Choice(tuple(runs), METHODS[row].paper_row)
-             for row, runs in candidates(config, METHODS).items()}
+    """The rows asked for that are the best of several: of other rows, or by --search.
+
+    Raises UserError for one that takes the choice of a row which is not asked for.
+    """
+    runs = {row: tuple(own) for row, own in candidates(config, METHODS).items()}
+    leaders = read_search(config.search)[1] if config.search else {}
+    for row in runs:
+        if leaders.get(row, row) not in runs:
+            raise UserError(f"{row} takes the choice of {leaders[row]} (--search {config.search}); "
+                            f"give {leaders[row]} with --methods too")
+    found = {row: Choice(own, METHODS[row].paper_row, runs.get(leaders.get(row), ()))
+             for row, own in runs.items()}
     return found | {row: CHOICES[row] for row in config.methods if row in CHOICES}
 
 
@@ -96,6 +105,8 @@ def complete(config: Config) -> Config:
                             "own; give two columns of its metadata")
     config = replace(config, pretrained=initial_weights(config.backbone, config.pretrained))
     check_flags(config, rows_of(config), dataset, tensor_names(config.backbone))
+    if not config.no_tables:
+        choices_of(config)
     return config
 
 

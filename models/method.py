@@ -54,7 +54,7 @@ class Method:
         needs_validation: it chooses on validation images, without their group labels.
         blocks: blocks that the backbone must have.
         defaults, ranges: hyper-parameters that --set may change, hyper-parameter -> the paper's
-            value and (lowest, highest).
+            value, or ours where a comment beside it says so, and (lowest, highest).
         overrides, given: values of flags, and of hyper-parameters, that make the row another one's
             variant.
         paper_row: its name in the paper's tables.

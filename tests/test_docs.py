@@ -86,7 +86,7 @@ def test_what_was_chosen_for_a_row_stands_below(results):
     write_run(results / "demo" / "table3" / "jtt" / "seed1", (8, 18, 17, 9),
               config=made() | {"selected": selected})
     new, _, _ = refresh(TEXT, results)
-    assert "\nChosen on validation: jtt upweight=5 (of 3, 123.5 thousand passes).\n" in new
+    assert "\nChosen on validation: jtt upweight=5, of 3 with 123.5 thousand passes.\n" in new
 
 
 def test_tensor_effects_are_correlations(tmp_path):

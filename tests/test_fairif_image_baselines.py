@@ -216,7 +216,8 @@ def test_cfair_turns_the_adversaries_gradient_round_for_the_features_only():
     for mu in (0.0, 0.5):
         method, batch, _, _ = one_batch("cfair", mu=mu)
         loss = method.update(batch)
-        steps[mu] = (loss, method.model[0].weight.grad, method.adversaries.weight.grad)
+        steps[mu] = (loss, method.model[0].weight.grad,
+                     [part.grad for part in method.adversaries.parameters()])
     method, (index, x, y, a), _, _ = one_batch("cfair")  # the same start, no step
     features, logits = features_and_logits(method.model, x)
     by_class, by_group = method.by_class[index], method.by_group[index]
@@ -227,11 +228,11 @@ def test_cfair_turns_the_adversaries_gradient_round_for_the_features_only():
     hostile = sum((by_group * nll)[y == j].sum() / by_group[y == j].sum() for j in (0, 1)) / 2
     torch.testing.assert_close(steps[0.0][0], own.detach())
     torch.testing.assert_close(steps[0.5][0], (own + 0.5 * hostile).detach())
-    weights = (method.model[0].weight, method.adversaries.weight)
+    weights = (method.model[0].weight, *method.adversaries.parameters())
     (by_own,) = torch.autograd.grad(own, weights[0], retain_graph=True)
-    by_features, by_adversaries = torch.autograd.grad(hostile, weights)
+    by_features, *by_adversaries = torch.autograd.grad(hostile, weights)
     torch.testing.assert_close(steps[0.5][1], by_own - 0.5 * by_features)
-    torch.testing.assert_close(steps[0.5][2], 0.5 * by_adversaries)
+    torch.testing.assert_close(steps[0.5][2], [0.5 * part for part in by_adversaries])
 
 
 def test_the_rate_of_added_layers_falls_with_the_others():
@@ -242,7 +243,7 @@ def test_the_rate_of_added_layers_falls_with_the_others():
         method.end_epoch()
         (group,) = method.optimizer.param_groups
         assert group["lr"] == pytest.approx(0.01)
-        added = method.adversaries if name == "cfair" else method.heads
+        added = method.adversaries[0][0] if name == "cfair" else method.heads
         assert any(part is added.weight for part in group["params"])
 
 
@@ -254,7 +255,7 @@ def test_arls_adversary_moves_uphill_and_leaves_the_learner_alone():
     assert method.adversary.weight.abs().max() == 0
     features, logits = (part.detach() for part in features_and_logits(method.model, batch[1]))
     losses = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
-    torch.testing.assert_close(method.update(batch), 2 * losses.mean())  # equal weights at first
+    torch.testing.assert_close(method.update(batch), losses.mean())  # equal weights at first
     scores = method.adversary(torch.cat([features, y[:, None]], dim=1))[:, 0].detach()
     share = torch.sigmoid(scores) / torch.sigmoid(scores).sum()
     assert ((1 + len(y) * share) * losses).mean() > 2 * losses.mean()

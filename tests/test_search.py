@@ -150,12 +150,59 @@ def test_the_figure_is_that_by_which_the_epoch_was_kept(tmp_path):
             record["validation"] |= {"class_acc": class_acc, "wst": wst}
             path.write_text(json.dumps(record))
         rows = [f"search/row/{name}" for name in figures]
-        assert write_best(setting, rows, "row", None) == f"search/row/{chosen}"
+        assert write_best(setting, rows, "row", None) == {100: f"search/row/{chosen}"}
         assert f"row is {chosen}, chosen of 3 rows (a, b, c)" in write_summary(setting)
+
+
+def write_candidates(setting, row: str, values: dict[str, list[float]], **config) -> list[str]:
+    """Finished runs of a row's candidates with these accuracies on validation, a seed each."""
+    for name, figures in values.items():
+        for seed, acc in enumerate(figures):
+            write_run(setting, f"search/{row}/{name}", seed, acc, best_epoch="accuracy", **config)
+            path = setting / "search" / row / name / f"seed{seed}" / "metrics.json"
+            path.write_text(json.dumps(read(path) | {"validation": {"acc": acc}}))
+    return [f"search/{row}/{name}" for name in values]
+
+
+def test_where_every_seed_is_another_split_each_chooses_by_its_own(tmp_path):
+    figures = {"k=1": [0.9, 0.8, 0.7], "k=2": [0.6, 0.9, 0.8]}  # means 0.80 and 0.77
+    rows = write_candidates(tmp_path / "same", "row", figures)
+    assert set(write_best(tmp_path / "same", rows, "row", None).values()) == {rows[0]}
+    rows = write_candidates(tmp_path / "split", "row", figures, test_to_train=0.25)
+    assert write_best(tmp_path / "split", rows, "row", None) == {
+        0: rows[0], 1: rows[1], 2: rows[1]}
+    said = write_summary(tmp_path / "split")
+    assert "row is k=2 (2 of 3 seeds) or k=1 (1 of 3 seeds), chosen of 2 rows (k=1, k=2): " in said
+    assert "highest validation accuracy, of each split" in said
+    assert read(tmp_path / "split/row/seed2/config.json")["selected"]["row"] == rows[1]
+
+
+def test_a_control_takes_the_choice_of_the_row_it_controls(tmp_path):
+    by = write_candidates(tmp_path, "fairif", {"t=1": [0.6, 0.6], "t=2": [0.7, 0.7]})
+    own = write_candidates(tmp_path, "shuffled", {"t=1": [0.9, 0.9], "t=2": [0.8, 0.8]})
+    assert set(write_best(tmp_path, own, "shuffled", None, by).values()) == {own[1]}
+    assert "shuffled is t=2, chosen of 2 rows (t=1, t=2): fairif's highest" in write_summary(
+        tmp_path)
+
+
+def test_values_of_another_row(data, quick, tmp_path, capsys):
+    path = tmp_path / "spaces.toml"
+    path.write_text("[fairif]\ntemperature = [0.3, 1.0]\n[fairif_shuffled]\nas = 'fairif'\n")
+    config = train.parse(["--methods", "fairif", "fairif_shuffled", "--search", str(path)])
+    found = choices_of(config)
+    assert found["fairif_shuffled"].by == found["fairif"].rows == (
+        "search/fairif/temperature=0.3", "search/fairif/temperature=1.0")
+    assert found["fairif_shuffled"].rows == (
+        "search/fairif_shuffled/temperature=0.3", "search/fairif_shuffled/temperature=1.0")
+    with pytest.raises(SystemExit):
+        train.main(command(data, tmp_path / "r", path, "--methods", "fairif_shuffled"))
+    assert "fairif_shuffled takes the choice of fairif (--search" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "words"), [
     (None, "cannot be read"),
+    ("[jtt]\nas = 'cvar_dro'", "jtt has as = 'cvar_dro'; give it alone"),
+    ("[lff]\nlr = [0.1]\n[jtt]\nas = 'lff'\nupweight = [1]", "jtt has as = 'lff'; give it alone"),
     ("alpha = 3 =", "cannot be read"),
     ("alpha = 0.5", "alpha must be a table of lists"),
     ("[cvar_dro]\nalpha = 0.5", "cvar_dro must be a table of lists"),
@@ -203,11 +250,13 @@ def test_the_committed_spaces_give_every_row_as_many_values(path):
     rows = tomllib.loads(path.read_text())
     config = train.parse(["--methods", *rows, "--search", str(path)])
     found = candidates(config, METHODS)
-    assert found.keys() == rows.keys() == read_search(path).keys() == choices_of(config).keys()
+    assert found.keys() == rows.keys() == read_search(path)[0].keys() == choices_of(config).keys()
     assert len({len(runs) for runs in found.values()}) == 1
     for row, runs in found.items():
         assert len(runs) == len(rows_of(train.parse(
             ["--methods", row, "--search", str(path)]))), row
+    controls = ("fairif_shuffled", "fairif_shuffled_within_groups", "group_weights")
+    assert read_search(path)[1] == dict.fromkeys(controls, "fairif")
     assert "erm" not in rows  # the others start from it
     with pytest.raises(UserError, match="is no row"):
         candidates(config, {"erm": METHODS["erm"]})

@@ -113,7 +113,7 @@ class FairIF(Method):
     def loss(self, batch: Batch) -> Tensor:
         index, x, y, _ = batch
         with self.precision(x):
-            return cross_entropy(logits_of(self.model, x), y, self.weights[index])
+            return cross_entropy(logits_of(self.network, x), y, self.weights[index])
 
     @staticmethod
     def deal(eps: Tensor, run: Run) -> Tensor:

@@ -4,13 +4,15 @@ Table 4 prints the best of four random selections, and of six blocks updated or 
 saying by what, and --search tries values of a row's hyper-parameters. Here it is the row with the
 best figure on the validation images averaged over the seeds: the one by which its best epoch was
 kept, which needs no group labels, or the worst-group accuracy of a row that was granted them. The
-test set is not looked at. The same row then stands for every seed.
+test set is not looked at. The same row then stands for every seed; but where every seed splits the
+samples anew, each split chooses by its own validation samples, which are other splits' test.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -38,14 +40,14 @@ def figure_of(config: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
 
 def validation_figures(
     setting: Path, rows: Sequence[str]
-) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, float]], str, float]:
+) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, float]], str, float, bool]:
     """({row: {seed: folder}}, {row: {seed: figure on validation}}, which of RULES, passes of all
-    rows, mean of the seeds).
+    rows, mean of the seeds, whether every seed is another split).
 
     rows: folders below the setting's. Raises UserError where a row or a figure is missing, and
     where the rows were not all run with the same seeds.
     """
-    folders, found, passes, rule = {}, {}, 0.0, "acc"
+    folders, found, passes, rule, resplit = {}, {}, 0.0, "acc", False
     for row in rows:
         results, name = Results((setting / row).parent), Path(row).name
         if name not in results.runs:
@@ -61,7 +63,8 @@ def validation_figures(
                     f"{folder} was trained with --val none: nothing to choose a row by; hold out "
                     "validation images (--val official)"
                 )
-            rule = figure_of(results.configs[name][seed], record["validation"])
+            config = results.configs[name][seed]
+            rule, resplit = figure_of(config, record["validation"]), "test_to_train" in config
             value = record["validation"].get(rule)
             if value is None:
                 raise UserError(f"{folder} has no {rule} on the validation images, of which a "
@@ -71,19 +74,29 @@ def validation_figures(
         if found[row].keys() != found[rows[0]].keys():
             raise UserError(f"{setting}: {row} and {rows[0]} were run with different seeds; "
                             "run the missing")
-    return folders, found, rule, passes
+    return folders, found, rule, passes, resplit
 
 
-def write_best(setting: Path, rows: Sequence[str], name: str, paper_row: str | None) -> str:
-    """Write <setting>/<name>/seed<k>/, the chosen row's; returns that row.
+def write_best(
+    setting: Path, rows: Sequence[str], name: str, paper_row: str | None, by: Sequence[str] = ()
+) -> dict[int, str]:
+    """Write <setting>/<name>/seed<k>/, the chosen row's; returns {seed: that row}.
 
-    rows: folders below the setting's. Of rows that stand in the table config.json and metrics.json
-    are written, of others, such as candidates of --search, the whole run. config.json holds
-    `selected`: the row, what it was chosen from, the rule, and the passes of all. Raises UserError
-    where the folder holds anything but an earlier selection.
+    rows: folders below the setting's. by: as many others, whose figures decide in their place. Of
+    rows that stand in the table config.json and metrics.json are written, of others, such as
+    candidates of --search, the whole run. config.json holds `selected`: the row, what it was chosen
+    from, the rule, how many seeds have which row, and the passes of all. Raises UserError where the
+    folder holds anything but an earlier selection.
     """
-    folders, figures, rule, passes = validation_figures(setting, rows)
-    chosen = max(rows, key=lambda row: fmean(figures[row].values()))  # of equal ones the first
+    folders, figures, rule, passes, resplit = validation_figures(setting, rows)
+    if by:
+        _, figures, rule, _, _ = validation_figures(setting, by)
+    seeds = list(figures[(by or rows)[0]])
+    chosen = {}
+    for part in [[seed] for seed in seeds] if resplit else [seeds]:
+        means = [fmean(figures[row][seed] for seed in part) for row in by or rows]
+        best = rows[means.index(max(means))]  # of equal ones the first
+        chosen |= dict.fromkeys(part, best)
     own = Results(setting) if any(setting.glob("*/seed*")) else None
     earlier = {own.runs[name][seed] for seed, config in own.configs.get(name, {}).items()
                if "selected" in config} if own else set()
@@ -91,14 +104,17 @@ def write_best(setting: Path, rows: Sequence[str], name: str, paper_row: str | N
         if path not in earlier and (path.is_file() or any(path.glob("[!.]*"))):
             raise UserError(f"{path} is a run and no earlier selection; choose another name for it")
         shutil.rmtree(path)
-    selected = {"row": chosen, "from": list(rows), "rule": f"{RULES[rule]}, mean of seeds",
-                "passes": round(passes)}
-    for seed, source in folders[chosen].items():
-        folder, config = setting / name / f"seed{seed}", read_record(source / "config.json")
+    whose = f"{Path(by[0]).parent.name}'s " if by else ""
+    selected = {"from": list(rows), "passes": round(passes),
+                "rule": f"{whose}{RULES[rule]}, {'of each split' if resplit else 'mean of seeds'}",
+                "seeds": dict(Counter(chosen.values()).most_common())}
+    for seed, row in chosen.items():
+        source, folder = folders[row][seed], setting / name / f"seed{seed}"
+        config = read_record(source / "config.json")
         # first: a selection that was stopped half-way is known as one, and made again
-        write_json(folder / "config.json", config | {"selected": selected,
+        write_json(folder / "config.json", config | {"selected": {"row": row, **selected},
                                                      "paper_row": paper_row or None})
-        for path in source.rglob("*") if "/" in chosen else [source / "metrics.json"]:
+        for path in source.rglob("*") if "/" in row else [source / "metrics.json"]:
             if path.is_file() and path.name not in BESIDE:
                 target = folder / path.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)

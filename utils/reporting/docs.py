@@ -28,6 +28,7 @@ from utils.reporting import effects
 from utils.reporting.comparisons import baselines_of, differences
 from utils.reporting.paper import FAIRIF, OUR_EO
 from utils.reporting.results import Results
+from utils.reporting.row_settings import standing
 from utils.reporting.section import (
     FAIRIF_FIGURES,
     TABLE_FIGURES,
@@ -120,9 +121,9 @@ def choices(results: Results) -> list[str]:
     said = []
     for row in results.metrics:
         if selected := next(iter(results.configs[row].values())).get("selected"):
-            value, passes = selected["row"].rsplit("/")[-1], selected.get("passes", 0)
-            said.append(f"{row} {value} (of {len(selected['from'])}, {thousands(passes)} thousand "
-                        "passes)")
+            passes = thousands(selected.get("passes", 0))
+            said.append(f"{row} {standing(selected)}, of {len(selected['from'])} with {passes} "
+                        "thousand passes")
     return [f"Chosen on validation: {'; '.join(said)}."] if said else []
 
 

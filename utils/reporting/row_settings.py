@@ -18,7 +18,7 @@ def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     Named are hyper-parameters other than the method's defaults (train.py --set), with the default,
     and settings in which the row differs from most others that have them; all of them where no
     value is the most frequent. A row that was selected from others of the table (best.py) is left
-    out.
+    out, and so is what --search tried: `chosen` says it.
     """
     configs = {row: config for row, config in configs.items()
                if config.get("selected", {}).get("row") not in configs}
@@ -30,7 +30,8 @@ def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
         usual[key] = None if others and others[0][1] == most else first
     result = {}
     for row, config in configs.items():
-        defaults = config.get("defaults_changed", {})
+        defaults = {key: default for key, default in config.get("defaults_changed", {}).items()
+                    if key in held[row]}
         texts = {key: value for key, value in held[row].items() if value != usual[key]}
         texts |= {key: f"{held[row][key]} (default {default})" for key, default in defaults.items()}
         if texts:
@@ -40,7 +41,9 @@ def row_settings(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a config.json as text, without its notes and the digests of its lists."""
-    hidden = NO_SETTING | {"paper_table", "paper_row"} | set(config.get("notes", ()))
+    tried = {pair.partition("=")[0] for name in config.get("selected", {}).get("from", ())
+             for pair in name.rsplit("/")[-1].split(",")}
+    hidden = NO_SETTING | {"paper_table", "paper_row"} | set(config.get("notes", ())) | tried
     return {
         key: "none" if value is None else str(value)
         for key, value in config.items() if key not in hidden and not key.endswith("_list")
@@ -57,12 +60,22 @@ def lines(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ] + said
 
 
+def standing(selected: Mapping[str, Any]) -> str:
+    """What was chosen, and where the seeds differ for how many of them."""
+    seeds = selected.get("seeds", {selected["row"]: 1})
+    names = {name.rsplit("/")[-1]: number for name, number in seeds.items()}
+    if len(names) == 1:
+        return next(iter(names))
+    total = sum(names.values())
+    return " or ".join(f"{name} ({number} of {total} seeds)" for name, number in names.items())
+
+
 def chosen(row: str, selected: Mapping[str, Any]) -> str:
     """The sentence that says what a row was chosen from, by what, and what that cost."""
     names = [name.rsplit("/")[-1] for name in selected["from"]]  # of --search: its values
     passes = selected.get("passes")
     cost = f"; {passes / 1000:.1f} thousand passes a seed in all" if passes else ""
-    return (f"{row} is {selected['row'].rsplit('/')[-1]}, chosen of {len(names)} rows "
+    return (f"{row} is {standing(selected)}, chosen of {len(names)} rows "
             f"({'; '.join(names) if any(',' in n for n in names) else ', '.join(names)}): "
             f"{selected['rule']}{cost}.")
 

@@ -20,16 +20,17 @@ def adversarial_weights(scores: Tensor) -> Tensor:
 
 
 class ARL(Method):
-    """A learner that minimises and a linear adversary that maximises the mean of lambda_i * CE_i.
+    """A learner that minimises half of, and a linear adversary that maximises, the mean of
+    lambda_i * CE_i.
 
     lambda_i = 1 + m * sigmoid(g_i) / sum over the batch of sigmoid(g), g linear in (features, y).
     The features are those under the learner's output layer at that step, frozen, so that no
     gradient of the adversary reaches the learner; of a logistic regression they are the inputs, as
-    in the paper. lambda has mean 2, which doubles the loss after the warm-up.
+    in the paper. lambda has mean 2; half of it, and equal weights are ERM's loss and rate.
     `adversary_steps`: of the adversary, for one of the learner.
-    Departures: the setting's recipe for the learner, batches of the setting's size, and a warm-up
-    counted in batches. The adversary keeps the paper's Adagrad, with COMPAS's rate, as the
-    hundreds of features of a network add up in g.
+    Departures: that half, the setting's recipe for the learner, batches of the setting's size, and
+    a warm-up counted in batches. The adversary keeps the paper's Adagrad, with COMPAS's rate, as
+    the hundreds of features of a network add up in g.
     """
 
     paper_row = "ARL"
@@ -62,7 +63,7 @@ class ARL(Method):
         self.seen = features, target, losses.detach()
         if self.batches_seen < self.options["warm_up"]:
             return losses.mean()
-        return (losses * self.weights(features, target).detach()).mean()
+        return (losses * self.weights(features, target).detach()).mean() / 2
 
     def update(self, batch: Batch) -> Tensor:
         loss = super().update(batch)

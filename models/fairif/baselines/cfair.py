@@ -17,6 +17,8 @@ from models.method import Batch, Method
 from utils.errors import UserError
 from utils.run import Run
 
+HIDDEN = 50  # units of an adversary
+
 
 class Reverse(torch.autograd.Function):
     """The identity whose gradient is turned round."""
@@ -66,8 +68,21 @@ def adversary_loss(logits: Tensor, y: Tensor, a: Tensor, weights: Tensor) -> Ten
     return terms.sum() / (total > 0).sum()
 
 
+class Adversaries(nn.ModuleList):
+    """One for each class: from features float [m, D] to the logits of a, float [m, 2]."""
+
+    def __init__(self, features: int):
+        super().__init__(
+            nn.Sequential(nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+            for _ in range(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([adversary(features) for adversary in self], dim=1)
+
+
 class CFair(Method):
-    """The balanced error of y, and one linear adversary per class on the penultimate features.
+    """The balanced error of y, and one adversary per class on the penultimate features, with a
+    hidden layer of 50 as in the reference.
 
     The features of a logistic regression are its inputs: no gradient reaches anything that the two
     terms share, and CFair is the class-balanced logistic regression.
@@ -85,7 +100,7 @@ class CFair(Method):
         # [n], weights of the training samples' y, and of their a within the class
         self.by_class, self.by_group = by_class.to(like), by_group.to(like)
         head = head_of(model)
-        self.adversaries = nn.Linear(head.in_features, 2).to(head.weight)
+        self.adversaries = Adversaries(head.in_features).to(head.weight)
         super().__init__(model, recipe, **rest)
 
     @classmethod

@@ -141,8 +141,10 @@ class Influence(FairIF):
     Everything else is FairIF's: stage one, the inverse of the curvature and its options, and stage
     two. `gap_share`, `loss_share`: the programme's beta, of the gap in TPR, and gamma, of the
     largest possible gain in validation loss; both are halved while it has no solution.
-    Departures: the paper's is an L2 logistic regression with an exact Hessian; FairIF's Table 5
-    leaves this method out as too expensive.
+    Departures: the paper's is an L2 logistic regression with an exact Hessian. Its released code
+    takes the gap in the log-loss of y = 1 as that of equal opportunity, where this is the gap in
+    the relaxed TPR, and where the gap asked for is out of reach it limits how many samples go.
+    FairIF's Table 5 leaves this method out as too expensive.
     """
 
     paper_row = "Influence"
@@ -150,7 +152,7 @@ class Influence(FairIF):
         "gap_share": BETA, "loss_share": GAMMA,
         **{name: value for name, value in FairIF.defaults.items()
            if name not in ("strength", "penalty", "validation_share")},
-        "temperature": 1.0,  # the paper's relaxation is the probability itself
+        "temperature": 1.0,  # the relaxed prediction is the probability itself
     }
     ranges = {
         **{name: FairIF.ranges[name] for name in defaults if name in FairIF.ranges},

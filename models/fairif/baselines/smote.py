@@ -1,7 +1,8 @@
 """The new samples of FairSMOTE (Chakraborty et al., ESEC/FSE 2021), for groups (y, a) of one size.
 
 Each group is filled up to the largest with new samples. A new sample starts from a random parent of
-the group and two different ones of its 5 nearest neighbours there; every attribute is changed with
+the group and two different ones of its 5 nearest neighbours there (its released code takes the two
+nearest); every attribute is changed with
 probability cr: a numeric one to parent + f * (neighbour 1 - neighbour 2), a categorical one to the
 value of one of the three. The one-hot columns of an attribute change together. The reference also
 removes samples by "situation testing"; as in the comparison of FairIF, that is not part of it here.
