@@ -26,7 +26,7 @@ from sklearn.metrics import accuracy_score
 
 import train
 from models import evaluate, predict
-from utils.bootstrap import group_accuracies, intervals, measures, of_counts
+from utils.bootstrap import group_accuracies, intervals, measures, of_counts, percentiles
 from utils.metrics import METRICS, fairness_metrics
 
 
@@ -108,11 +108,12 @@ def test_measures_are_those_of_fairness_metrics():
         assert float(found[name]) == pytest.approx(metrics[name])
 
 
-def test_intervals_are_scipys():
+def test_draws_are_scipys():
     """scipy draws rows again; one stratum each, so that its draws are stratified, too."""
     y, a, score = table(3, 400)
     right = (score > 0.5) == y
-    own, _ = intervals(right[None], y, a, 20_000, 1)
+    drawn = measures(group_accuracies(right[None], y, a, 20_000, 1)[:, 0],
+                     np.bincount(2 * y + a, minlength=4))
     groups = [right[(2 * y + a) == g].astype(float) for g in range(4)]
 
     def gap(g0, g1, g2, g3, axis=-1):
@@ -124,18 +125,42 @@ def test_intervals_are_scipys():
     for name, statistic in (("eo_worst", gap), ("wst", worst)):
         theirs = bootstrap(groups, statistic, method="percentile", n_resamples=20_000,
                            vectorized=True, random_state=0).confidence_interval
-        assert own[0][name] == pytest.approx((theirs.low, theirs.high), abs=0.01)
+        assert percentiles(drawn[name]) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_intervals_cover_what_they_should():
-    """Of 300 test sets, about 95% of the intervals hold the accuracy from which they are drawn."""
-    rng, truth, held = np.random.default_rng(0), np.array([0.9, 0.7, 0.6, 0.85]), 0
+@pytest.mark.parametrize("truth", [
+    [0.9, 0.9, 0.9, 0.9], [0.9, 0.9, 0.9, 0.85], [0.9, 0.7, 0.6, 0.85], [0.8, 0.82, 0.84, 0.86]])
+def test_intervals_cover_what_they_should(truth):
+    """Of 300 test sets, about 95% of the intervals hold the figure from which they are drawn, also
+    where no group is treated otherwise than another."""
+    rng, truth, held = np.random.default_rng(0), np.array(truth), dict.fromkeys(METRICS, 0)
     y, a = np.repeat([0, 0, 1, 1], 150), np.repeat([0, 1, 0, 1], 150)
+    true = measures(truth, [150] * 4)
     for _ in range(300):
         right = rng.random(600) < truth[2 * y + a]
-        low, high = intervals(right[None], y, a, 500)[0][0]["acc"]
-        held += low <= truth.mean() <= high
-    assert 0.91 < held / 300 < 0.98
+        for name, (low, high) in intervals(right[None], y, a, 500)[0][0].items():
+            if name in held:
+                held[name] += low - 1e-9 <= true[name] <= high + 1e-9
+    assert 0.91 < held.pop("acc") / 300 < 0.98
+    assert min(held.values()) / 300 > 0.91
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ([0.9] * 4, [0.9] * 4), ([0.9, 0.8, 0.8, 0.9], [0.9, 0.85, 0.85, 0.9]),
+    ([0.9, 0.88, 0.9, 0.9], [0.9, 0.9, 0.88, 0.9])])
+def test_intervals_of_differences_cover_what_they_should(before, after):
+    rng, held = np.random.default_rng(0), dict.fromkeys(METRICS, 0)
+    y, a = np.repeat([0, 0, 1, 1], 150), np.repeat([0, 1, 0, 1], 150)
+    both = np.array([before, after])
+    true = measures(both, [150] * 4)
+    for _ in range(200):
+        luck = np.where(rng.random(600) < 0.6, rng.random(600), rng.random((2, 600)))  # paired
+        right = luck < both[:, 2 * y + a]
+        found = intervals(right, y, a, 500)[1][0]
+        for name in METRICS:
+            low, high = found[name]
+            held[name] += low - 1e-9 <= true[name][1] - true[name][0] <= high + 1e-9
+    assert min(held.values()) / 200 > 0.89
 
 
 def test_differences_are_paired():

@@ -4,6 +4,16 @@ Every metric is a function of the four group accuracies, and of n images of a gr
 of right ones matters. To draw the images of a group again n times with replacement is therefore to
 draw how often each pattern of right and wrong models occurs: one multinomial draw a group, which is
 the bootstrap itself and not an approximation of it. Models are paired, as they see the same images.
+
+Percentiles of the drawn metrics would do for accuracies only. EO, AD and STD are sizes of
+differences, which the noise of a draw makes larger, never smaller: of a model that treats all
+groups alike their percentiles would leave 0 out, always. So their interval is the estimate plus and
+minus the 95% quantile of the metric of the errors, which by the triangle inequality is enough for
+every truth; WST's reaches from the smallest to the largest error of any group. In simulations of
+100 to 1,500 images a group 92 to 100% of them hold the truth (tests/test_evaluate.py). Differences
+of two models are percentiles, moved so that the draws' mean is the estimate: 90 to 99%, but of STD
+82% where one of the two is fair exactly. Where the models differ on few images of a group they are
+too narrow, as every bootstrap.
 """
 
 from __future__ import annotations
@@ -16,6 +26,7 @@ from utils.metrics import GROUPS, METRICS, group_index
 
 DRAWS = 10_000
 LEVEL = 95  # per cent
+SIZES = ("std", "eo_mean", "eo_worst", "ad", "aod", "eod")  # of differences between groups
 Interval = tuple[float, float]
 
 
@@ -69,17 +80,42 @@ def percentiles(values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
+def of_model(observed: np.ndarray, drawn: np.ndarray, count: Sequence[int]) -> dict[str, Interval]:
+    """{metric: interval in [0, 1]} of one model. observed: float64 [4], its group accuracies;
+    drawn: float64 [draws, 4]."""
+    values, errors = measures(observed, count), drawn - observed
+    result = {}
+    for name, error in measures(errors, count).items():
+        if name == "wst":
+            low, high = percentiles(errors.min(1))[0], percentiles(errors.max(1))[1]
+        elif name in SIZES:
+            high = float(np.percentile(error, LEVEL))
+            low = -high
+        else:
+            low, high = percentiles(error)
+        low, high = np.clip([values[name] + low, values[name] + high], 0, 1)
+        result[name] = float(low), float(high)
+    return result
+
+
 def intervals(
     right: np.ndarray, y: np.ndarray, a: np.ndarray, draws: int = DRAWS, seed: int = 0
 ) -> tuple[list[dict[str, Interval]], list[dict[str, Interval]]]:
     """(of each model {metric: interval}; of each model after the first {metric: interval of its
     difference to the first}). right, y, a: as for `group_accuracies`."""
-    count = np.bincount(group_index(y, a), minlength=4)
-    drawn = measures(group_accuracies(right, y, a, draws, seed), count)
-    own = [{name: percentiles(values[:, m]) for name, values in drawn.items()}
-           for m in range(len(right))]
-    beside = [{name: percentiles(values[:, m] - values[:, 0]) for name, values in drawn.items()}
-              for m in range(1, len(right))]
+    group = group_index(y, a)
+    count = np.bincount(group, minlength=4)
+    drawn = group_accuracies(right, y, a, draws, seed)
+    with np.errstate(invalid="ignore"):  # of an empty group NaN
+        observed = np.stack([np.bincount(group, each, 4) / count for each in right])
+    own = [of_model(observed[m], drawn[:, m], count) for m in range(len(right))]
+    values, estimates = measures(drawn, count), measures(observed, count)
+    beside: list[dict[str, Interval]] = [{} for _ in right[1:]]
+    for name, value in values.items():
+        for m, found in enumerate(beside, 1):
+            difference = value[:, m] - value[:, 0]
+            moved = estimates[name][m] - estimates[name][0] - difference.mean()
+            found[name] = percentiles(difference + moved)
     return own, beside
 
 
