@@ -127,6 +127,13 @@ def test_top_k_out_of_range_names_the_flag(k):
         resolve_k(k, 62)
 
 
+def test_random_draws_are_not_parts_of_each_other():
+    names = [f"t{i}" for i in range(62)]
+    draws = [random_tensors(names, size, seed=3) for size in (25, 34, 43, 53)]
+    assert not any(one <= other for i, one in enumerate(draws) for other in draws[i + 1:])
+    assert random_tensors(names, 53, seed=3, control=True) != draws[-1]
+
+
 def test_random_tensors():
     names = [f"t{i}" for i in range(20)]
     chosen = random_tensors(names, 7, seed=3)

@@ -16,6 +16,7 @@ from torch import nn
 import train
 from datasets.loader import Loader
 from models import METHODS
+from models.backbones import BACKBONES
 from models.experiment import complete, prepare
 from models.method import Method
 from models.selection import resolve_k
@@ -762,3 +763,29 @@ def test_help_names_every_flag_and_its_default(capsys):
     for action in train.parser()._actions:
         assert action.help, action.dest
         assert action.option_strings[-1] in text
+
+
+class WithDropout(tiny.Network):
+    """A network that draws random numbers in training, also for the mask's gradients."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.dropout(x, 0.2, self.training))
+
+
+def test_a_repaired_model_is_the_same_whatever_its_process_did_before(data, tmp_path, monkeypatch):
+    """ERM trained just now, or found: a network with dropout draws the same numbers after it."""
+    monkeypatch.setitem(BACKBONES, "dropout", WithDropout)
+    tiny.without_pictures(monkeypatch)
+    rows = ("aim_fair", "full_finetuning", "tensor_effect", "fairif", "ltgc")
+    found = {}
+    for name, commands in (("once", [rows]), ("each", [("erm",), *((row,) for row in rows)])):
+        for methods in commands:
+            train.main(tiny.flags(
+                data, tmp_path / name, "--backbone", "dropout", "--seeds", 1, "--no-tables",
+                "--methods", *methods, "--pretrain-epochs", 1, "--finetune-epochs", 1,
+                "--top-k", 30))
+        found[name] = {row: torch.load(tmp_path / name / "tiny" / row / "seed1" / "classifier.pt")
+                       ["model"] for row in rows}
+    for row in rows:
+        for key, value in found["once"][row].items():
+            assert torch.equal(value, found["each"][row][key]), (row, key)
