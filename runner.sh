@@ -16,10 +16,10 @@
 # passes over the 20,000 images a seed (ERM's 15 are shared by a setting's tables); the demo's
 # passes of 1,500 take 2 s each.
 set -euo pipefail
+EXPERIMENT=${1:-demo}; [ $# -eq 0 ] || shift
+[ "$EXPERIMENT" != repair ] || exec bash "$(dirname "$0")/repair.sh" "$@"
 cd "$(dirname "$0")"
 
-EXPERIMENT=${1:-demo}; [ $# -eq 0 ] || shift
-[ "$EXPERIMENT" != repair ] || exec bash repair.sh "$@"
 SETTING=${SETTING:-demo}                 # demo, celeba, utkface; FairIF's: demo, celeba, fairface
 RESULTS=${RESULTS:-results}
 DATA=${DATA:-data}                       # everything unpacked, decoded or generated goes here

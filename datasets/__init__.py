@@ -19,6 +19,7 @@ from pathlib import Path
 
 from datasets import celeba, ci_mnist, demo, fairface, folder, tabular, utkface
 from datasets.base import Splits
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Dataset:
     """load: as above; of samples in memory without size, minority, rule and test_size.
     attributes: the (target, protected) pair where none is given; None where one must be. size: of
     the training set where none is given. own_labels: the user wrote them, and says which value is
-    `positive`. resplits: `seed` draws which samples are for training and which for the test."""
+    `positive`. resplits: `seed` draws which samples are for training and which for the test.
+    root: the folder where none is given; None where one must be."""
 
     load: Callable[..., Splits]
     attributes: tuple[str, str] | None
@@ -34,6 +36,7 @@ class Dataset:
     resplits: bool = False
     size: int | None = 20000
     own_labels: bool = False
+    root: Path | None = None
 
     def __call__(
         self, root: str | Path, target: str, protected: str, *, positive: Sequence[str] = (),
@@ -55,13 +58,22 @@ DATASETS: dict[str, Dataset] = {
     # Black and White faces; Karkkainen and Joo, WACV 2021
     "fairface": Dataset(fairface.load, fairface.ATTRIBUTES),
     # rendered faces committed with this repository, in CelebA's format
-    "demo": Dataset(demo.load, ("Smiling", "Male")),
+    "demo": Dataset(demo.load, ("Smiling", "Male"), root=Path("data/demo")),
     # your own photographs and their metadata.csv
     "folder": Dataset(folder.load, None, size=None, own_labels=True),
     # rows of features: Adult, German credit, COMPAS
-    **{name: Dataset(partial(tabular.load, name), pair, True, True)
+    **{name: Dataset(partial(tabular.load, name), pair, True, True, root=tabular.ROOT)
        for name, pair in tabular.ATTRIBUTES.items()},
     # coloured digits: ci_mnist_size, ci_mnist_shift, ci_mnist_class
     **{f"ci_mnist_{bias}": Dataset(partial(ci_mnist.load, bias), ci_mnist.ATTRIBUTES, True)
        for bias in ci_mnist.BIASES},
 }  # fmt: skip
+
+
+def root_of(dataset: str, given: Path | None) -> Path:
+    """The folder of a name of DATASETS: --data-root as given, else the dataset's own. Raises
+    UserError where it has none."""
+    root = DATASETS[dataset].root if given is None else given
+    if root is None:
+        raise UserError(f"--data-root is missing: give the folder of --dataset {dataset}")
+    return root

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from datasets import DATASETS, resident, shared_images
+from datasets import DATASETS, resident, root_of, shared_images
 from datasets.base import ImageTable, Splits, save_list
 from datasets.edits import load_edits
 from datasets.image_store import open_store
@@ -98,7 +98,8 @@ def complete(config: Config) -> Config:
     target, protected = dataset.attributes or (None, None)
     config = replace(config, target=config.target or target,
                      protected=config.protected or protected,
-                     size=dataset.size if config.size == "auto" else config.size)
+                     size=dataset.size if config.size == "auto" else config.size,
+                     data_root=root_of(config.dataset, config.data_root))
     for flag, attribute in (("--target", config.target), ("--protected", config.protected)):
         if attribute is None:
             raise UserError(f"{flag} is missing: --dataset {config.dataset} has no pair of its "

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from datasets import root_of
 from models import card, scores
 from models.checkpoints import classifier
 from models.evaluate import device_of, evaluated, percent, spanned
@@ -70,6 +71,8 @@ def sections_of(
             f"{100 * differences[key]['difference']:+.2f} "
             f"{spanned(differences[key]['interval'])}",
         ])
+    few = ("" if min(before["group_count"].values()) >= card.FEW else
+           f"<p>A group has fewer than {card.FEW} images: its intervals are too narrow.</p>\n")
     error = [[part, percent(before["calibration_error"][part]),
               percent(after["calibration_error"][part])] for part in before["calibration_error"]]
     head = ["before", "after", "difference [95%], paired"]
@@ -77,7 +80,7 @@ def sections_of(
         "Result": "".join(f"<p>{escape(line)}</p>\n" for line in
                           verdict(before, after, differences))
         + _control(control) + html.table(["in %", *head], rows),
-        "Groups": html.table(["group", "test images", *head], groups),
+        "Groups": html.table(["group", "test images", *head], groups) + few,
         "Scores": f'<figure class="plot">{html.image(figure, "calibration and thresholds")}'
         "<figcaption>Above before, below after. Left: share of images with label 1 among those of "
         "a score; on the line a score is a probability. Right: accuracy of each group by the "
@@ -138,11 +141,14 @@ def run_of(setting: Path, row: str, seed: int) -> Path:
     return run
 
 
-def write_page(setting: Path, row: str, seed: int, args: argparse.Namespace) -> Path:
-    """Measure both models and write <setting>/repair.html and repair.json; the page."""
+def write_page(
+    setting: Path, row: str, seed: int, args: argparse.Namespace
+) -> tuple[Path, list[str]]:
+    """Measure both models and write <setting>/repair.html and repair.json; the page, and what it
+    says of the repair."""
     runs = [run_of(setting, name, seed) for name in ("erm", row)]
     config, device = run_config(runs[0]), device_of(args.device)
-    table = test_images(args.data_root, runs[0], config)
+    table = test_images(root_of(config["dataset"], args.data_root), runs[0], config)
     every = []
     for run, name in zip(runs, ("before", "after"), strict=True):
         given = classifier(run, device=device)
@@ -160,7 +166,9 @@ def write_page(setting: Path, row: str, seed: int, args: argparse.Namespace) -> 
     title = f"{config['target']}, repaired to be fair about {config['protected']}"
     lead = (f"{len(table)} test images of {config['dataset']}; the repair is {row}, seed {seed}.")
     write_atomic(setting / "repair.html", html.page(title, lead, sections))
-    return setting / "repair.html"
+    measured = result["models"]
+    return setting / "repair.html", verdict(
+        measured["before"], measured["after"], result["differences"]["after"])
 
 
 @exit_cleanly
@@ -169,12 +177,13 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("setting", type=path, metavar="FOLDER", help="such as results/repair_demo")
     p.add_argument("--row", default="aim_fair", help="the repaired model's")
     p.add_argument("--seed", type=number(int, 0, 2**31), default=100)
-    p.add_argument("--data-root", type=path, default=Path("data/demo"), help="the photographs")
+    p.add_argument("--data-root", type=path, help="the photographs; of the demo not needed")
     p.add_argument("--store-dir", type=path, help="folder of decoded images")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--bootstrap", type=COUNT, default=10_000, help="draws of the test images")
     args = p.parse_args(arguments)
-    print(write_page(args.setting, args.row, args.seed, args))
+    page, said = write_page(args.setting, args.row, args.seed, args)
+    print(*said, page, sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_cleanly
 from utils.metrics import GROUPS
 
 
@@ -74,3 +74,15 @@ def read_prompts(path: str | Path) -> PromptSet:
                 "file with python -m prompts.check"
             )
     return PromptSet(name, target, protected, groups)
+
+
+@exit_cleanly
+def print_set(file: str, target: str, protected: str) -> None:
+    """Print the name of the file's prompt set, for repair.sh. Raises UserError as `read_prompts`,
+    and where the file is of another pair of attributes."""
+    prompts = read_prompts(file)
+    if (prompts.target, prompts.protected) != (target, protected):
+        raise UserError(f"--prompts {file} is of {prompts.target} and {prompts.protected}, not of "
+                        f"{target} and {protected}; give another file, or write one with "
+                        f"python -m prompts.build --target {target} --protected {protected}")
+    print(prompts.name)

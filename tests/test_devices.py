@@ -419,7 +419,7 @@ def test_a_resumed_adam_counts_on_the_cpu(tmp_path):
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
     here.train_mode()
     total = here.update((torch.arange(8), x, y, y))
-    Progress(step=1, total=total).save(tmp_path / "state.pt", here)
+    Progress(step=1, total=total).save(tmp_path / "state.pt", here, "cpu")
     there = method("meta")
     at = Progress.resumed(tmp_path / "state.pt", there, META)
     assert at.total.device == META and there.averages.device == META

@@ -92,8 +92,8 @@ class DataConfig:
     """Which images are learned from and tested on."""
 
     dataset: str = flag("demo", "real photographs, rows of features or digits: see --list")
-    data_root: Path = flag(Path("data/demo"), "their folder; the tabular data are committed and "
-                           "need none", result=False, type=path)
+    data_root: Path | None = flag(None, "their folder; the demo's is data/demo if not given, and "
+                                  "the tabular data need none", result=False, type=path)
     target: str | None = flag(None, "attribute that is learned (y); if not given the dataset's, "
                               "such as Smiling")
     protected: str | None = flag(None, "attribute to be fair about (a); if not given the "
