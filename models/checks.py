@@ -171,27 +171,34 @@ def _check_table(config: Config, methods: Iterable[str]) -> None:
             raise UserError(f"--paper-table {config.paper_table}: {error}") from None
 
 
-def check_numerics(config: Config, methods: Iterable[str]) -> None:
-    """Raise UserError where the setting's saved rows round otherwise than this command's would.
+def check_setting(config: Config, methods: Iterable[str]) -> None:
+    """Raise UserError where the setting's saved rows are of another task than this command's would
+    be, or round otherwise.
 
     Of this command's own rows `claim` says what differs.
     """
-    if config.launcher == "slurm":  # whose jobs have other devices than this machine
+    setting, names = config.results / config.setting, [config.name] if config.name else methods
+    own = {(name, f"seed{seed}") for name in names for seed in config.seeds}
+    if any((setting / row / seed / "done").exists() for row, seed in own):
         return
-    setting = config.results / config.setting
-    own = {(name, f"seed{seed}") for name in (*methods, config.name) for seed in config.seeds}
-    if any((setting / row / seed / "done").exists() for row, seed in own if row):
-        return
-    rounds = devices.numerics(config.device, config.precision)
+    # a job of SLURM has another device than this machine
+    rounds = (None if config.launcher == "slurm"
+              else devices.numerics(config.device, config.precision))
     for path in sorted(setting.glob("*/seed*/config.json")):
         if path.parts[-3:-1] in own or not (path.parent / "done").exists():
             continue
         held = read_record(path)
+        for key in ("dataset", "target", "protected"):
+            if held.get(key) not in (None, getattr(config, key)):
+                raise UserError(
+                    f"{path.parent} has {key} {held[key]}, this command {getattr(config, key)}: "
+                    "rows of a table must not differ in it; choose another --setting"
+                )
         gpu = (held.get("environment") or {}).get("gpu") or {}
         theirs = held.get("precision")
         if theirs == "fp32" and gpu.get("tf32") and held.get("device") == "cuda":
             theirs = "fp32 with TF32 convolutions"
-        if theirs not in (None, rounds):
+        if rounds and theirs not in (None, rounds):
             raise UserError(
                 f"{path.parent} was trained in {theirs}, this command trains in {rounds}: rows of "
                 "a table must not differ in it; give that --precision and --device, or choose "

@@ -24,8 +24,8 @@ from models.checks import (
     check_flags,
     check_labels,
     check_network,
-    check_numerics,
     check_samples,
+    check_setting,
 )
 from models.choices import Choice, candidates, read_search, row_of
 from models.cost import cost
@@ -206,7 +206,7 @@ def prepare(config: Config) -> Experiment:
         torch.set_num_threads(config.threads)
     methods = rows_of(config)
     experiment = Experiment(config, methods, options_given(config, methods))
-    check_numerics(config, methods)  # of saved runs: a mistake in the flags is said first
+    check_setting(config, methods)  # of saved runs: a mistake in the flags is said first
     for name, method in methods.items():  # of the first seed: the others' are as large
         data = experiment.data(method, config.seeds[0])
         check_shape(config.backbone, data.shape)

@@ -173,6 +173,11 @@ def test_rows_of_other_precisions_never_share_a_table(tmp_path, monkeypatch, cap
     bf16 = flags("--methods", "cvar_dro", "--precision", "bf16")
     sentence = refused(capsys, train.main, bf16, names="--precision")
     assert "erm/seed100 was trained in fp32, this command trains in bf16" in sentence
+    named = flags("--methods", "erm", "--precision", "bf16", "--name", "erm_again")
+    refused(capsys, train.main, named, names="--precision")
+    other = flags("--methods", "cvar_dro", "--target", "Male", "--protected", "Smiling")
+    sentence = refused(capsys, train.main, other, names="--setting")
+    assert "erm/seed100 has target Smiling, this command Male" in sentence
     # one that a GPU trained with TF32 is another one
     path = tmp_path / "r" / "tiny" / "erm" / "seed100" / "config.json"
     held = json.loads(path.read_text())
