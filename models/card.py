@@ -109,8 +109,10 @@ def _metrics(run: Record, before: Record | None, target: str, protected: str) ->
         return "Not measured: `python -m models.evaluate FOLDER` does so."
     columns = [measured(record) for record in (before, run) if record and "metrics" in record]
     titles = ["before the repair", "this model"][-len(columns):]
-    lines = ["On the test images, in %, with 95% intervals (bootstrap over the images, stratified "
-             "by group).", "", f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    rounded = run.get("config", {}).get("precision", "fp32")
+    lines = [f"On the test images, computed in {rounded}, in %, with 95% intervals (bootstrap over "
+             "the images, stratified by group).",
+             "", f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name in (name for name in METRICS if name in SAID):
         lines.append(f"| {SAID[name]} | {' | '.join(_cell(column, name) for column in columns)} |")
     values = from_json(run["metrics"]["test"])

@@ -42,7 +42,8 @@ class Checkpoint:
 @dataclass(frozen=True, eq=False)
 class Classifier:
     """A network that maps float [B, 3, S, S], S the image_size, to a logit [B, 1]; its images are
-    normalised with mean and std, of three channels in [0, 1]. name: for tables and messages."""
+    normalised with mean and std, of three channels in [0, 1]. name: for tables and messages.
+    precision: in which its run computed, fp32 where none is recorded."""
 
     name: str
     model: nn.Module
@@ -51,6 +52,14 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     about: Mapping[str, Any]
+    precision: str = "fp32"
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B] of float [B, 3, S, S], rounded as the run that tested it rounded them."""
+        half = self.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16 if half else None, enabled=half):
+            logits = self.model.eval()(x).squeeze(1)
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def file_of(path: Path, flag: str) -> Path:
@@ -65,6 +74,32 @@ def file_of(path: Path, flag: str) -> Path:
         raise UserError(f"{flag} {path} does not exist: give a weights file, or the folder of a "
                         "run or an exported model")
     return path
+
+
+def recorded(path: Path, flag: str = "CHECKPOINT") -> dict[str, Any]:
+    """What config.json says beside a run's classifier.pt (its flags and a fingerprint) or beside
+    an exported model.safetensors; {} beside any other file, whose config.json is somebody else's.
+    """
+    file = file_of(path, flag)
+    beside = file.parent / "config.json"
+    if file.name not in IN_FOLDER or not beside.is_file():
+        return {}
+    try:
+        said = json.loads(beside.read_text())
+    except ValueError:
+        raise UserError(f"{beside} is damaged: copy it again, or give {file} from another folder") \
+            from None
+    own = "fingerprint" if file.suffix == ".pt" else "backbone"
+    return said if isinstance(said, dict) and {own, "image_size"} <= said.keys() else {}
+
+
+def say_other_labels(
+    where: str, about: Mapping[str, Any], given: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Say where a model was trained for another target or protected attribute than is given."""
+    for key in ("target", "protected"):
+        if key in about and given[key] not in (None, about[key]):
+            say(f"{where} was trained with --{key} {about[key]}; now it is {given[key]}")
 
 
 def read(path: Path, flag: str = "--start") -> Checkpoint:
@@ -92,6 +127,12 @@ def read(path: Path, flag: str = "--start") -> Checkpoint:
         if all(key.startswith(prefix) for key in state):
             said.append(f"prefix '{prefix}'")
             state = {key.removeprefix(prefix): part for key, part in state.items()}
+    if len(heads := {key.rpartition(".")[0] for key in state if key.startswith("fc.")}) == 1:
+        (head,) = heads  # fc.1 of Sequential(Dropout, Linear); none of the backbones has it alone
+        if head.removeprefix("fc.").isdecimal():
+            said.append(f"head '{head}'")
+            state = {key.replace(f"{head}.", "fc.", 1) if key.startswith(head) else key: part
+                     for key, part in state.items()}
     for name, part in state.items():
         if part.is_floating_point() and not bool(part.isfinite().all()):
             raise UserError(f"{flag} {path}: {name} is not finite (NaN): give a checkpoint of "
@@ -190,6 +231,19 @@ def filled(
     return result
 
 
+def say_assumed(
+    given: Mapping[str, Any], about: Mapping[str, Any], where: str, say: Callable[[str], None]
+) -> None:
+    """Say which of image size, mean and std `filled` takes from DEFAULTS, and how to change it."""
+    keys = [key for key in ("image_size", "mean", "std")
+            if given.get(key) is None and key not in about]
+    if keys:
+        values = {key: DEFAULTS[key] if key == "image_size" else DEFAULTS[key][0] for key in keys}
+        assumed = ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
+        say(f"{where} does not say how its images were prepared; assumed is {assumed}: give these "
+            "flags where it was otherwise")
+
+
 def classifier(
     path: Path, *, device: str = "cpu", flag: str = "CHECKPOINT",
     say: Callable[[str], None] = print, **given: Any,
@@ -198,12 +252,14 @@ def classifier(
     where the file is to say it. Raises UserError as `read`, `filled` and `load_into`."""
     checkpoint = read(path, flag)
     settings = filled(given, checkpoint.about, str(checkpoint.path), say)
+    say_assumed(given, checkpoint.about, str(checkpoint.path), say)
     if checkpoint.unwrapped:
         say(f"{checkpoint.path}: unwrapped {', '.join(checkpoint.unwrapped)}")
     model = network(settings["backbone"], settings["image_size"])
     load_into(model, checkpoint, settings["backbone"], flag)
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return Classifier(str(path), model, **settings, about=checkpoint.about)
+    return Classifier(str(path), model, **settings, about=checkpoint.about,
+                      precision=recorded(path, flag).get("precision", "fp32"))
 
 
 def network(backbone: str, image_size: int) -> nn.Module:
@@ -223,9 +279,8 @@ def completed(config: Config, say: Callable[[str], None]) -> Config:
         about = checkpoint.about
         if checkpoint.unwrapped:
             say(f"--start {config.start}: unwrapped {', '.join(checkpoint.unwrapped)}")
-        for key in ("target", "protected"):
-            if key in about and getattr(config, key) not in (None, about[key]):
-                say(f"--start {config.start} was trained with --{key} {about[key]}; now it is "
-                    f"{getattr(config, key)}")
+        say_other_labels(f"--start {config.start}", about, vars(config), say)
     given = {key: getattr(config, key) for key in DEFAULTS}
+    if config.start is not None:
+        say_assumed(given, about, f"--start {config.start}", say)
     return replace(config, **filled(given, about, f"--start {config.start}", say))

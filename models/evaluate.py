@@ -16,12 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # started by its path: python models/evaluate.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 
+from models.evaluate_files import add_data_flags, check_outputs, test_table
 from utils.config import COUNT, SHARE, number
-from utils.devices import pick
+from utils.devices import describe, pick
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_json
+from utils.imports import heavy_imports
 from utils.metrics import GROUPS, METRICS, fairness_metrics, to_json
 from utils.options import ArgumentParser, check_device, path
 
@@ -48,18 +53,6 @@ def parser() -> ArgumentParser:
     return p
 
 
-def add_data_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--dataset", default="demo", help="of train.py --list")
-    p.add_argument("--data-root", type=path, default=Path("data/demo"), help="its folder")
-    p.add_argument("--target", help="attribute that is predicted (y); the dataset's if not given")
-    p.add_argument("--protected", help="attribute to be fair about (a); likewise")
-    p.add_argument("--positive", nargs="+", default=[], metavar="[COLUMN=]VALUE",
-                   help="of --dataset folder: values that mean 1")
-    p.add_argument("--test-size", type=COUNT, help="draw a balanced test set, as train.py does")
-    p.add_argument("--data-seed", type=number(int, 0, 2**31), default=0, help="of that draw")
-    p.add_argument("--store-dir", type=path, help="folder of decoded images")
-
-
 def add_network_flags(p: argparse.ArgumentParser) -> None:
     """What a file of train.py or models.export says itself."""
     p.add_argument("--backbone", help="as of train.py; what the file says if not given")
@@ -77,51 +70,33 @@ def device_of(flag: str) -> str:
     return pick(flag)
 
 
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def network_of(checkpoint: Path, args: argparse.Namespace, device: str):
     """The classifier of a checkpoint by the flags of `add_network_flags`."""
     from models.checkpoints import classifier
 
-    return classifier(
-        checkpoint, device=device, say=lambda line: print(line, file=sys.stderr),
+    given = classifier(
+        checkpoint, device=device, say=to_stderr,
         backbone=args.backbone, image_size=args.image_size, mean=args.mean, std=args.std)
-
-
-def test_table(args: argparse.Namespace):
-    """The data set's test images with both labels. Raises UserError where it has none of these."""
-    from datasets import DATASETS
-    from datasets.base import ImageTable
-
-    if args.dataset not in DATASETS:
-        raise UserError(f"--dataset {args.dataset} is unknown; choose from {', '.join(DATASETS)}")
-    data = DATASETS[args.dataset]
-    if data.in_memory:
-        raise UserError(f"--dataset {args.dataset} holds no images: choose another")
-    target, protected = (given or (data.attributes or (None, None))[i]
-                         for i, given in enumerate((args.target, args.protected)))
-    if target is None or protected is None:
-        raise UserError(f"--dataset {args.dataset} needs --target and --protected: name its two "
-                        "columns")
-    args.target, args.protected = target, protected  # as the tables name them
-    more = {"positive": tuple(args.positive)} if args.positive else {}
-    table = data(args.data_root, target, protected, size=None, seed=args.data_seed, val="none",
-                 test_size=args.test_size, **more).test
-    if not isinstance(table, ImageTable):
-        raise UserError(f"--dataset {args.dataset} holds no images: choose another")
-    if (table.a < 0).any():
-        raise UserError(f"--protected {protected}: {int((table.a < 0).sum())} test images have no "
-                        "such label: give them one, or leave them out of the test part")
-    return table
+    to_stderr(f"{checkpoint}: {describe(device, given.precision)}")
+    return given
 
 
 def all_scores(args: argparse.Namespace) -> list:
     """Scores of every checkpoint and csv, of the same images in the same order."""
     from models import scores
+    from models.checkpoints import say_other_labels
 
     every = []
     if args.checkpoints:
         device = device_of(args.device)
         networks = [network_of(checkpoint, args, device) for checkpoint in args.checkpoints]
         table = test_table(args)
+        for network in networks:
+            say_other_labels(network.name, network.about, vars(args), to_stderr)
         every += [scores.of_classifier(
             network, table, device=device, batch_size=args.batch_size, store_dir=args.store_dir,
             workers=args.workers) for network in networks]
@@ -238,6 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--save-logits is of one model: give a single one")
     if args.figure and args.figure.suffix != ".png":
         raise UserError(f"--figure {args.figure} must be a .png file")
+    check_outputs(args)
+    with heavy_imports():
+        import models.scores  # torch, whose import may be interrupted
     every = all_scores(args)
     result = evaluated(every, args.bootstrap, args.seed)
     words = (args.target or "y", args.protected or "a")
@@ -252,9 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.json:
         write_json(args.json, result)
     if args.save_logits:
-        from models import scores
-
-        scores.save(every[0], args.save_logits)
+        models.scores.save(every[0], args.save_logits)
     if args.figure:
         from models.evaluate_figure import draw
 

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.calibration import calibration_curve
 
+from models.evaluate_files import SIGNATURE
 from models.scores import Scores
 from utils.files import atomic_path
 from utils.metrics import GROUPS, group_index
@@ -44,7 +45,7 @@ def draw(every: Sequence[Scores], file: Path, words: tuple[str, str]) -> None:
             right.legend(fontsize=8)
             left.set_title(scores.name, fontsize=8, loc="left")
         with atomic_path(file) as temporary:
-            figure.savefig(temporary, format="png", dpi=160)
+            figure.savefig(temporary, format="png", dpi=160, metadata={"Title": SIGNATURE})
         plt.close(figure)
 
 

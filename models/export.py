@@ -12,90 +12,53 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if not __package__:  # started by its path: python models/export.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models.card import card_of
-from models.checkpoints import Classifier, classifier, file_of
-from models.evaluate import add_network_flags
+from models.evaluate import add_network_flags, to_stderr
 from utils.errors import UserError, exit_cleanly
-from utils.files import atomic_path, write_atomic, write_json
+from utils.files import check_replaceable, read_json, write_atomic
+from utils.imports import heavy_imports
 from utils.options import ArgumentParser, path
 from utils.records import read_record
 
+if TYPE_CHECKING:
+    from models.checkpoints import Classifier
+
+RECORDED = ("dataset", "positive", "test_size", "data_seed",  # that name the test images
+            "precision")  # and how the run computed on them
 PROGRAMS = {"torchscript": "model.ts", "onnx": "model.onnx"}
-CLOSE = 1e-4  # a program's probabilities may differ by so much from the network's
 
 
-class Program(nn.Module):
-    """float [B, 3, S, S], RGB in [0, 1] -> probability of 1, float [B]."""
-
-    def __init__(self, given: Classifier):
-        super().__init__()
-        self.model = given.model.float().eval()
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(given, name))[:, None, None]
-            self.register_buffer(name, values, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model((x - self.mean) / self.std)[:, 0].sigmoid()
-
-
-def write_safetensors(given: Classifier, file: Path) -> None:
-    """The tensors, with what they need to be used as the file's metadata, atomically."""
-    from safetensors.torch import save_file
-
-    about = {key: json.dumps(value) for key, value in settings_of(given).items()}
-    state = {name: part.contiguous() for name, part in given.model.state_dict().items()}
-    with atomic_path(file) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", **about})
-
-
-def settings_of(given: Classifier) -> dict:
+def settings_of(given: Classifier, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json holds. said: what the source recorded, see `models.checkpoints.recorded`."""
     own = {"backbone": given.backbone, "image_size": given.image_size, "mean": list(given.mean),
            "std": list(given.std)}
-    return own | {key: given.about[key] for key in ("target", "protected") if key in given.about}
+    return own | {key: given.about[key] for key in ("target", "protected") if key in given.about} \
+        | {key: said[key] for key in RECORDED if said.get(key) is not None}
 
 
-def write_program(given: Classifier, kind: str, file: Path) -> None:
-    """TorchScript or ONNX, which gives what the network gives. UserError where it cannot be made"""
-    program, side = Program(given), given.image_size
-    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = program(x)
-    with atomic_path(file) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            (_torchscript if kind == "torchscript" else _onnx)(program, x, temporary)
-        except ImportError as error:
-            raise UserError(f"--export {kind} needs another package ({error}): pip install onnx "
-                            "onnxscript, or leave it out") from None
-        except Exception as error:  # noqa: BLE001 - a compiler refuses in many ways
-            raise UserError(f"--export {kind}: {given.backbone} cannot be written so "
-                            f"({' '.join(str(error).split())[:200]}); leave it out") from None
-        if kind == "torchscript":
-            found = torch.jit.load(str(temporary))(torch.cat([x, x]))[:2].detach()
-            if float((found - expected).abs().max()) > CLOSE:
-                raise UserError(f"--export {kind}: the program differs from the network; leave it "
-                                "out")
+def tensors_of(given: Classifier, settings: Mapping[str, Any]) -> bytes:
+    """model.safetensors: the tensors, with what they need to be used as the file's metadata."""
+    from safetensors.torch import save
+
+    about = {key: json.dumps(value) for key, value in settings.items()}
+    state = {name: part.contiguous() for name, part in given.model.state_dict().items()}
+    return save(state, metadata={"format": "pt", **about})
 
 
-def _torchscript(program: Program, x: Tensor, file: Path) -> None:
-    with torch.no_grad():
-        torch.jit.trace(program, x, check_trace=False).save(str(file))
-
-
-def _onnx(program: Program, x: Tensor, file: Path) -> None:
-    import onnx  # noqa: F401 - said before the work where it is missing
-    import onnxscript  # noqa: F401
-
-    made = torch.onnx.export(
-        program, (x,), input_names=["image"], output_names=["score"], dynamo=True, verbose=False,
-        dynamic_shapes=({0: torch.export.Dim("batch")},))
-    made.save(str(file), external_data=False)
+def is_exported(folder: Path) -> bool:
+    """Whether there is nothing in the folder, or what this command wrote."""
+    if not folder.is_dir():
+        return False
+    said = read_json(folder / "config.json")
+    own = isinstance(said, dict) and {"backbone", "image_size", "mean", "std"} <= said.keys()
+    return not any(folder.iterdir()) or (
+        own and "fingerprint" not in said and (folder / "model.safetensors").is_file())
 
 
 def exported(
@@ -105,20 +68,29 @@ def exported(
     """Write the folder `out` from a run folder or a checkpoint; the files.
 
     before: the run of the model that was repaired, for the card. network: as of `classifier`.
+    Everything is made before the first file is written. Raises UserError for a folder that holds
+    anything else.
     """
-    given = classifier(source, say=lambda line: print(line, file=sys.stderr), **network)
-    run = file_of(source, "CHECKPOINT").parent
-    records = [{name: read_record(folder / f"{name}.json") for name in ("config", "metrics")
-                if (folder / f"{name}.json").is_file()} for folder in (run, before) if folder]
-    files = [out / "model.safetensors", out / "config.json", out / "README.md"]
-    write_safetensors(given, files[0])
-    write_json(files[1], settings_of(given))
-    for kind in programs:
-        files.append(out / PROGRAMS[kind])
-        write_program(given, kind, files[-1])
-    names = [file.name for file in files if file.name not in ("config.json", "README.md")]
-    write_atomic(files[2], card_of(settings_of(given), names, *records))
-    return files
+    from models.card import card_of
+    from models.checkpoints import classifier, file_of, recorded
+    from models.programs import program_of
+
+    check_replaceable("--out", out, is_exported)
+    given = classifier(source, say=to_stderr, **network)
+    said = recorded(source)
+    settings = settings_of(given, said)
+    runs = [file_of(source, "CHECKPOINT").parent if "fingerprint" in said else None]
+    records = [{name: read_record(run / f"{name}.json") for name in ("config", "metrics")
+                if run and (run / f"{name}.json").is_file()}
+               for run in (*runs, *([before] if before else []))]
+    weights = ["model.safetensors", *(PROGRAMS[kind] for kind in programs)]
+    card = card_of(settings, weights, *records)
+    content = {"model.safetensors": tensors_of(given, settings),
+               "config.json": json.dumps(settings, indent=2) + "\n"}
+    content |= {PROGRAMS[kind]: program_of(given, kind) for kind in programs}
+    for name, data in {**content, "README.md": card}.items():
+        write_atomic(out / name, data)
+    return [out / name for name in (*content, "README.md")]
 
 
 @exit_cleanly
@@ -135,6 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = p.parse_args(arguments)
     if args.before and not (args.before / "metrics.json").is_file():
         raise UserError(f"--before {args.before} holds no metrics.json: give a finished run")
+    with heavy_imports():
+        import models.programs  # noqa: F401 - torch, whose import may be interrupted
     for file in exported(
         args.checkpoint, args.out, programs=tuple(dict.fromkeys(args.export)), before=args.before,
         backbone=args.backbone, image_size=args.image_size, mean=args.mean, std=args.std,

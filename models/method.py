@@ -2,7 +2,7 @@
 
 A method owns its networks and optimisers; the engine owns epochs, validation and checkpoints; the
 run (utils.run.Run) owns the folder. To write one, override `loss`, or `update` where one loss is
-not enough, and name what precedes the training in `stages` (see models/__init__.py for the menu).
+not enough, and name what precedes the training in `stages` (see models/menu.py for the menu).
 """
 
 from __future__ import annotations

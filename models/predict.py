@@ -16,13 +16,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+if not __package__:  # started by its path: python models/predict.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 
 from models.evaluate import add_network_flags, device_of, network_of
 from utils.errors import UserError, exit_cleanly, is_systems, reason
-from utils.files import write_atomic
+from utils.files import check_replaceable, has_header, write_atomic
+from utils.imports import heavy_imports
 from utils.options import ArgumentParser, path
 
+HEADER = ("file_name", "score", "prediction")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 
 
@@ -83,7 +88,6 @@ def scores_of(
     import torch
 
     from datasets.augment import normalise, standardisation, standardised
-    from models.method import logits_of
     from utils.progress import progress
 
     standard = standardisation(classifier.mean, classifier.std, torch.device(device))
@@ -93,7 +97,7 @@ def scores_of(
         x = normalise(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device))
         if standard is not None:
             x = standardised(x, standard)
-        return logits_of(classifier.model, x).double().sigmoid().tolist()
+        return classifier.logits(x).double().sigmoid().tolist()
 
     names, bar = list(images), progress(total=len(images), desc="predict", unit="img", leave=False)
     with ThreadPoolExecutor(workers) as pool:
@@ -117,12 +121,15 @@ def scores_of(
 @exit_cleanly
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    check_replaceable("--out", args.out, has_header(",".join(HEADER)))
     images = images_of(args.images)
+    with heavy_imports():
+        import torch  # noqa: F401 - its import may be interrupted
     device = device_of(args.device)
     classifier = network_of(args.checkpoint, args, device)
     text, unreadable = io.StringIO(), []
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file_name", "score", "prediction"))
+    writer.writerow(HEADER)
     written = 0
     for name, score in scores_of(classifier, images, device=device, batch_size=args.batch_size,
                                  workers=args.workers):
@@ -133,6 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             writer.writerow((name, score, int(score > 0.5)))
             written += 1
+    if not written:
+        raise UserError(f"{args.images[0]}: none of {len(images)} images can be read "
+                        f"({unreadable[0]}): give other files")
     write_atomic(args.out, text.getvalue())
     for line in unreadable:
         print(f"unreadable: {line}", file=sys.stderr)

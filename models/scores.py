@@ -15,7 +15,7 @@ from scipy.special import expit
 from datasets.base import ImageTable
 from datasets.loader import Loader
 from models.checkpoints import Classifier
-from models.method import logits_of
+from models.evaluate_files import LOGITS
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.progress import progress
@@ -47,16 +47,16 @@ def of_classifier(
     classifier: Classifier, table: ImageTable, *, device: str, batch_size: int = 256,
     store_dir: Path | None = None, workers: int = 1,
 ) -> Scores:
-    """The scores of a table's images, prepared as train.py prepares its test images.
+    """The scores of a table's images, prepared as train.py prepares its test images, in
+    the precision of the classifier's run.
 
     Raises UserError where an output is not finite.
     """
     loader = Loader(table, batch_size, image_size=classifier.image_size, train=False, device=device,
                     store_dir=store_dir, workers=workers, mean=classifier.mean, std=classifier.std)
-    model = classifier.model.eval()
     batches = progress(loader.epoch(0), total=len(loader), desc="evaluate", unit="batch",
                        leave=False)
-    logit = torch.cat([logits_of(model, x) for _, x, _, _ in batches]).cpu().numpy()
+    logit = torch.cat([classifier.logits(x) for _, x, _, _ in batches]).cpu().numpy()
     if not np.isfinite(logit).all():
         raise UserError(f"{classifier.name} gives NaN or infinity: check --backbone, --mean and "
                         "--std")
@@ -102,7 +102,7 @@ def save(scores: Scores, path: Path) -> None:
     """Write file, y, a, logit and score of every image as csv, which `of_file` reads again."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "y", "a", "logit", "score"))
+    writer.writerow(LOGITS)
     files = scores.files or [""] * len(scores.y)
     for row in zip(files, scores.y.tolist(), scores.a.tolist(), scores.logit.tolist(),
                    scores.score.tolist(), strict=True):

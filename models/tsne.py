@@ -17,8 +17,12 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+if not __package__:  # started by its path: python models/tsne.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from sklearn.base import ClassifierMixin

@@ -25,7 +25,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score
 
 import train
-from models import evaluate, predict
+from models import checkpoints, evaluate, predict
 from utils.bootstrap import group_accuracies, intervals, measures, of_counts, percentiles
 from utils.metrics import METRICS, fairness_metrics
 
@@ -263,6 +263,41 @@ def test_unreadable_images_are_listed(data, runs, tmp_path, capsys):
     assert "1 images, 2 unreadable" in printed.out
 
 
+def test_a_run_says_what_it_was_tested_on(data, runs, tmp_path, capsys):
+    """Nothing of the demo is measured or unpacked for a run of other images."""
+    saved = json.loads((runs["erm"] / "metrics.json").read_text())["test"]
+    own = ["--device", "cpu", "--store-dir", str(data / "results" / "store")]
+    root = ["--data-root", str(data / "celeba")]
+    evaluate.main([str(runs["erm"]), *own, *root, "--json", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {key: found[key] for key in saved} == saved
+    assert "was trained with" not in capsys.readouterr().err
+    evaluate.main([str(runs["erm"]), *own, *root, "--protected", "Young"])
+    assert "was trained with --protected Male; now it is Young" in capsys.readouterr().err
+    refused(capsys, evaluate.main, [runs["erm"], *own], names="--data-root")
+    torch.save(tiny.Network().state_dict(), tmp_path / "bare.pt")
+    bare = [tmp_path / "bare.pt", *own, "--backbone", "tiny", "--image-size", 32]
+    refused(capsys, evaluate.main, [*bare, *root], names="--dataset is missing")
+
+
+def test_scores_are_of_the_runs_precision(runs, tmp_path, capsys):
+    run = Path(shutil.copytree(runs["erm"], tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"precision": "bf16"}))
+    x = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        given = checkpoints.classifier(run)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = given.model(x)[:, 0].float()
+        plain = checkpoints.classifier(runs["erm"]).logits(x)
+        assert torch.equal(given.logits(x), expected) and not torch.equal(plain, expected)
+    (tmp_path / "images").mkdir()
+    tiny.face(np.random.default_rng(0), 1, 1).save(tmp_path / "images" / "a.png")
+    predict.main([str(run), str(tmp_path / "images"), "--out", str(tmp_path / "out.csv"),
+                  "--device", "cpu"])
+    assert f"{run}: device: cpu, bf16" in capsys.readouterr().err
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 
 
@@ -281,6 +316,32 @@ def test_a_wrong_table_is_one_sentence(content, tmp_path, capsys):
     command = ["--predictions", file, "--json", tmp_path / "out.json"]
     assert BAD_TABLES[content] in refused(capsys, evaluate.main, command, names="--predictions",
                                           out=tmp_path)
+
+
+def test_files_of_the_users_are_not_replaced(data, runs, tmp_path, capsys):
+    images = data / "celeba" / "img_align_celeba"
+    (tmp_path / "labels.csv").write_text("file_name,glasses\na.jpg,1\n")
+    (tmp_path / "a.json").write_text('{"acc": 1}')
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    refused(capsys, predict.main, [runs["erm"], images, "--out", tmp_path / "labels.csv"],
+            names="labels.csv exists", out=tmp_path)
+    for flag, name in (("--json", "a.json"), ("--save-logits", "labels.csv"), ("--figure", "a.png"),
+                       ("--json", ".")):
+        refused(capsys, evaluate.main, [runs["erm"], *of_data(data, flag, tmp_path / name)],
+                names="exists", out=tmp_path)
+    y, a, score = table(1)
+    made = write(tmp_path / "made.csv", y, a, score)
+    for _ in range(2):  # its own are replaced
+        evaluate.main([str(word) for word in (
+            "--predictions", made, "--json", tmp_path / "b.json", "--save-logits",
+            tmp_path / "b.csv", "--figure", tmp_path / "b.png")])
+
+
+def test_images_that_cannot_be_read_are_no_result(runs, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    command = [runs["erm"], tmp_path / "images", "--out", tmp_path / "out.csv", "--device", "cpu"]
+    refused(capsys, predict.main, command, names="none of 1 images can be read", out=tmp_path)
 
 
 def test_wrong_flags_are_one_sentence(data, runs, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -129,6 +130,31 @@ def test_networks_of_the_libraries_are_exported(name, tmp_path):
     export.main([str(tmp_path / "given.pt"), "--out", str(tmp_path / "out"), "--backbone", name,
                  "--image-size", "64", "--export", "torchscript"])
     assert (tmp_path / "out" / "model.ts").stat().st_size > 10_000
+
+
+def test_what_was_exported_is_exported_again(exported, data, tmp_path):
+    """Without a run there is no record; what config.json says of the data goes on."""
+    out = tmp_path / "again"
+    for _ in range(2):  # its own folder is written anew
+        export.main([str(exported), "--out", str(out)])
+    assert "Not measured" in (out / "README.md").read_text()
+    config = json.loads((out / "config.json").read_text())
+    assert config == json.loads((exported / "config.json").read_text())
+    assert (config["dataset"], config["precision"]) == ("celeba", "fp32")
+
+
+def test_folders_of_others_stay_as_they_are(runs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    refused(capsys, export.main, [runs["erm"], "--out", tmp_path / "mine"], names="mine exists",
+            out=tmp_path)
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)  # a folder that may not be written
+    refused(capsys, export.main, [runs["erm"], "--out", tmp_path / "out"],
+            names="cannot be written", out=tmp_path)
 
 
 def test_wrong_flags_are_one_sentence(runs, tmp_path, capsys):

@@ -18,6 +18,7 @@ from utils.errors import UserError, exit_cleanly
 
 COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
             "prompts/build.py", "prompts/check.py",
+            *(f"models/{name}.py" for name in ("evaluate", "predict", "export", "tsne")),
             *(f"stable_diffusion/{name}.py"
               for name in ("generate", "edit", "audit", "correlate", "grids"))]
 # What only POSIX has is taken away before the command is imported.
@@ -54,6 +55,15 @@ def test_commands_start_by_their_file_from_any_folder(command, tmp_path):
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout and not done.stderr
+
+
+def test_flags_are_read_before_torch_is_imported():
+    """Ctrl-C during its import is then one line."""
+    code = ("import sys, models.evaluate, models.predict, models.export; "
+            "print([name for name in ('torch', 'pandas', 'scipy') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,40 @@ def test_a_wrong_mask_is_one_sentence(content, said, data, tmp_path, capsys):
     command = tiny.flags(data, tmp_path / "results", "--methods", "given_mask", "--mask",
                          tmp_path / "mask", "--backbone", "tiny")
     assert said in refused(capsys, train.main, command, names="--mask")
+
+
+def test_a_program_and_a_file_cut_off_are_told_apart(tmp_path, capsys):
+    net = tiny.Network()
+    torch.save(net.state_dict(), tmp_path / "whole.pt")
+    torch.save(net.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.jit.trace(net.eval(), torch.rand(1, 3, 32, 32)).save(str(tmp_path / "model.ts"))
+    for name in ("whole.pt", "old.pt"):
+        (tmp_path / f"cut_{name}").write_bytes((tmp_path / name).read_bytes()[:-5000])
+    for name, said in (("model.ts", "is a TorchScript program"), ("cut_whole.pt", "is cut off"),
+                       ("cut_old.pt", "is cut off")):
+        command = ["--methods", "erm", "--start", tmp_path / name, "--backbone", "tiny"]
+        assert said in refused(capsys, train.main, command, names=name)
+
+
+def test_what_a_bare_file_leaves_open_is_said(tmp_path):
+    said, file = [], tmp_path / "bare.pt"
+    torch.save(tiny.Network().state_dict(), file)
+    classifier(file, backbone="tiny", mean=[0.4], say=said.append)
+    assert said == [f"{file} does not say how its images were prepared; assumed is --image-size "
+                    "224, --std 0.5: give these flags where it was otherwise"]
+    said.clear()
+    classifier(file, backbone="tiny", image_size=32, mean=[0.4], std=[0.2], say=said.append)
+    assert not said
+
+
+def test_a_head_behind_dropout_is_the_output_layer(tmp_path):
+    net, said = tiny.Network().eval(), []
+    state = {re.sub(r"^fc\.", "fc.1.", name): part for name, part in net.state_dict().items()}
+    torch.save(state, tmp_path / "dropout.pt")
+    found = classifier(tmp_path / "dropout.pt", backbone="tiny", image_size=32, say=said.append)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(found.model(x), net(x))
+    assert any("unwrapped head 'fc.1'" in line for line in said)
 
 
 # --- any network of timm and torchvision ---------------------------------------------------------

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -162,6 +162,35 @@ def write_atomic(path: str | Path, data: bytes | memoryview | str) -> None:
     text = data.encode(errors="surrogateescape") if isinstance(data, str) else data
     with atomic_path(path) as temporary:
         temporary.write_bytes(text)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def has_header(line: str) -> Callable[[Path], bool]:
+    """A test for `check_replaceable`: whether a table's first line is this one."""
+
+    def test(path: Path) -> bool:
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.readline(len(line) + 2).rstrip("\n") == line
+        except (OSError, ValueError):
+            return False
+
+    return test
+
+
+def check_replaceable(flag: str, path: Path | None, own: Callable[[Path], bool]) -> None:
+    """Raise UserError where `path`, given by `flag`, exists and is not the command's own earlier
+    output, which `own` knows by its content: what users made themselves is never replaced."""
+    if path is not None and os.path.lexists(path) and not own(path):
+        raise UserError(f"{flag} {path} exists and was not written by this command: give another "
+                        "name, or move it away")
 
 
 def write_json(path: str | Path, value) -> None:
