@@ -1,4 +1,4 @@
-"""Of the package: METHODS, imported where it is asked for."""
+"""The menu: every method by its name, a line a family; `models` gives it where it is asked for."""
 
 from __future__ import annotations
 

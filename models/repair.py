@@ -8,10 +8,14 @@ The folder is a setting of train.py with the rows erm (the model that was given)
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # started by its path: python models/repair.py
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import root_of
 from models import card, scores

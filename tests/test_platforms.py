@@ -18,7 +18,7 @@ from utils.errors import UserError, exit_cleanly
 
 COMMANDS = ["train.py", "datasets/check.py", "datasets/demo/build.py",
             "prompts/build.py", "prompts/check.py",
-            *(f"models/{name}.py" for name in ("evaluate", "predict", "export", "tsne")),
+            *(f"models/{name}.py" for name in ("evaluate", "predict", "export", "repair", "tsne")),
             *(f"stable_diffusion/{name}.py"
               for name in ("generate", "edit", "audit", "correlate", "grids"))]
 # What only POSIX has is taken away before the command is imported.

@@ -392,7 +392,7 @@ def test_the_best_row_is_chosen_on_validation(tmp_path):
             write_run(tmp_path, row, seed, value)
     for _ in range(2):  # again: an earlier selection is replaced
         chosen = write_best(tmp_path, list(accuracy), "best_random", None)
-        assert chosen == "random_55"  # 0.825, as random_70, but first
+        assert chosen == dict.fromkeys((100, 200), "random_55")  # 0.825, as random_70, but first
     for seed in (100, 200):
         folder = tmp_path / "best_random" / f"seed{seed}"
         source = tmp_path / "random_55" / f"seed{seed}"

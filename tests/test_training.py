@@ -707,7 +707,7 @@ def weights_with_code(path: Path) -> None:
     [
         (weights_of_another_network, "does not fit resnet18"),
         (weights_in_a_list, "does not fit resnet18"),
-        (truncated_weights, "is not a weights file"),
+        (truncated_weights, "is cut off"),
         (weights_with_code, "is not a weights file"),
         (Path.touch, "is not a weights file"),
     ],
