@@ -5,7 +5,7 @@
 
 prints images per split and per group, compares them with the official numbers (of your own
 photographs: looks for missing labels, empty groups and the same image in two splits), opens every
-listed image, and names each difference. Exit code 0: none; 1: differences; 2: unusable.
+listed image, and names each difference or problem. Exit code 0: none; 1: some; 2: unusable.
 """
 
 from __future__ import annotations
@@ -146,18 +146,18 @@ def check_fairface(root: Path) -> tuple[list[str], list[str]]:
 
 
 def check_folder(root: Path, pair: tuple[str, str] | None, positive) -> tuple[list[str], list[str]]:
-    """As `check_celeba`, for a metadata file and one pair of its columns, or without a pair the
-    share of ones of every column with two values."""
+    """As `check_celeba`, for a metadata file and one pair of its columns, or without a pair how
+    often every column with two values has which."""
     table, source = metadata.read_table(root), metadata.where(root)
     paths = [os.path.join(os.path.abspath(root), *name.split("/")) for name in table.index]
     part = table.get("split")
     if pair is None:
         print(f"{source}: {len(table)} images; columns with two values:")
         for column in metadata.attributes(table):
-            values = metadata.binary(table, column, source)
-            print(f"  {column:<24} {(values == 1).sum():7d} of {(values >= 0).sum()} are 1, "
-                  f"{(values < 0).sum()} missing")
-        return _twins(paths, part), paths
+            counts = metadata.values_of(table, column)
+            held = ", ".join(f"{number:7d} {value}" for value, number in counts.items())
+            print(f"  {column:<24} {held}, {len(table) - sum(counts.values())} missing")
+        return _empty_parts(part) + _twins(paths, part), paths
     y, a = metadata.labels_of(table, source, *pair, positive)
     found = []
     if (y < 0).any():
@@ -166,19 +166,37 @@ def check_folder(root: Path, pair: tuple[str, str] | None, positive) -> tuple[li
     if part is None:
         part = pd.Series("", index=table.index)
         part[y >= 0] = saved_split(root, table.index[y >= 0], y[y >= 0], a[y >= 0], pair, 0)
+    for column, values in zip(pair, (y, a), strict=True):
+        print(metadata.meaning(table, column, values))
     print(f"{'/'.join(pair)}: images, and by {'_'.join(pair)}")
     for name in metadata.PARTS:
-        here = (part == name).to_numpy() & (y >= 0)
-        _report(name, y[here], a[here])
-        if here.any() and (a[here] < 0).any():
-            print(f"  {'':<24} {(a[here] < 0).sum():7d} of them without {pair[1]}" + (
-                ": not used" if name == "test" else ""))
-        empty = [f"{t}_{p}" for t, p in GROUPS if not ((y == t) & (a == p) & here).any()]
-        if empty and (here & (a >= 0)).any():
-            found.append(f"no {name} image is of group {', '.join(empty)}")
+        found += _report_part(name, (part == name).to_numpy() & (y >= 0), y, a, pair)
+    found += _empty_parts(part[y >= 0])
     if not ((part == "test").to_numpy() & (y >= 0) & (a >= 0)).any():
         found.append(f"no test image has both {pair[0]} and {pair[1]}: nothing can be measured")
     return found + _twins(paths, part), paths
+
+
+def _report_part(name: str, here, y, a, pair: tuple[str, str]) -> list[str]:
+    """Print the groups of a part's rows, `here` bool [N]; return its empty groups as a problem."""
+    _report(name, y[here], a[here])
+    if here.any() and (a[here] < 0).any():
+        print(f"  {'':<24} {(a[here] < 0).sum():7d} of them without {pair[1]}" + (
+            ": not used" if name == "test" else ""))
+    empty = [f"{t}_{p}" for t, p in GROUPS if not ((y == t) & (a == p) & here).any()]
+    if empty and (here & (a >= 0)).any():
+        return [f"no {name} image is of group {', '.join(empty)}"]
+    return []
+
+
+def _empty_parts(part: pd.Series | None) -> list[str]:
+    """A line for each of training and validation that has no image: train.py would refuse then."""
+    if part is None:
+        return []
+    lines = {"train": "no image is marked as training: mark some in the column split",
+             "val": "no image is marked as validation: mark some in the column split, or train "
+                    "with --val none"}
+    return [line for name, line in lines.items() if not (part == name).any()]
 
 
 def _twins(paths: list[str], part: pd.Series | None) -> list[str]:
@@ -247,9 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
             f"{len(files)} images {kind}: {named([os.path.basename(f) for f in files])}"
             for kind, files in bad_images(paths).items()
         ]
+    what = "problem" if args.dataset == "folder" else "difference"  # from which none is known
     for line in found:
-        print(f"difference: {line}")
-    print(f"{len(found)} differences" if found else "no differences")
+        print(f"{what}: {line}")
+    print(f"{len(found) or 'no'} {what}{'' if len(found) == 1 else 's'}")
     return 1 if found else 0
 
 

@@ -92,7 +92,9 @@ def _read(path: Path) -> pd.DataFrame:
             raise
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); write it as a "
                         f"{path.suffix} file with one head line, in UTF-8") from None
-    frame.columns = [str(column).strip() for column in frame.columns]
+    # "Split" is the split: what is not seen as one would be drawn anew, tests among the training
+    frame.columns = [name.lower() if name.lower() in (*NAMES, "split") else name
+                     for name in (str(column).strip() for column in frame.columns)]
     frame = frame.astype(object).where(frame.notna(), "").astype(str)
     frame = frame.apply(lambda column: column.str.strip())
     column = next((name for name in NAMES if name in frame.columns), None)
@@ -100,7 +102,8 @@ def _read(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no column {NAMES[0]} (nor {' or '.join(NAMES[1:])}); it has: "
                         f"{', '.join(frame.columns)}")
     if frame.columns.duplicated().any():
-        raise UserError(f"{path} has two columns of one name; rename one of "
+        raise UserError(f"{path} has two columns of one name, {NAMES[0]} and split in any "
+                        "case; rename one of "
                         f"{named(sorted(frame.columns[frame.columns.duplicated()]))}")
     if frame.empty:
         raise UserError(f"{path} has no rows; write one for each image")
@@ -123,13 +126,34 @@ def where(root: str | Path) -> str:
     return named([str(file) for file in metadata_files(root).values()], 3)
 
 
+def values_of(table: pd.DataFrame, column: str) -> dict[str, int]:
+    """{value, as it is first spelled: rows}, the most frequent first; case says nothing."""
+    given = table[column][~table[column].str.lower().isin(MISSING)]
+    counts = given.str.lower().value_counts()
+    spelled = given.groupby(given.str.lower()).first()
+    return {spelled[value]: int(number) for value, number in counts.items()}
+
+
+def _are_known(values: set[str]) -> bool:
+    """Whether 1 and 0 need no --positive among these lower-case values."""
+    return values <= YES | NO or values <= YES | MINUS
+
+
 def attributes(table: pd.DataFrame) -> list[str]:
-    """The columns that hold 0/1, -1/1, yes/no or true/false, and blanks."""
+    """The columns that hold 0/1, -1/1, yes/no or true/false, or any two values, and blanks."""
     def is_binary(column: str) -> bool:
-        values = {value.lower() for value in table[column]} - MISSING
-        return bool(values) and (values <= YES | NO or values <= YES | MINUS)
+        values = {value.lower() for value in values_of(table, column)}
+        return len(values) == 2 or bool(values) and _are_known(values)
 
     return [column for column in table.columns if column != "split" and is_binary(column)]
+
+
+def require_columns(table: pd.DataFrame, source: str, columns: Sequence[str]) -> None:
+    """Raise UserError where the table lacks one of the columns."""
+    there = [name for name in table.columns if name != "split"]
+    for column in columns:
+        if column not in there:
+            raise UserError(f"{source} has no column '{column}'; it has: {', '.join(there)}")
 
 
 def binary(
@@ -137,24 +161,35 @@ def binary(
 ) -> np.ndarray:
     """A column as int64 [N]: 1, 0, and -1 where the value is missing.
 
-    positive: values that mean 1, each VALUE or COLUMN=VALUE; where the column holds any of them,
-    every other value means 0. Raises UserError for an unknown column and for values that are
-    neither 0/1, -1/1, yes/no nor true/false.
+    positive: values that mean 1, each VALUE or COLUMN=VALUE; where the column holds one of them,
+    its other value means 0. Raises UserError for an unknown column, and for values that are
+    neither 0/1, -1/1, yes/no nor true/false nor two of which `positive` names one.
     """
-    if column not in table.columns or column == "split":
-        columns = [name for name in table.columns if name != "split"]
-        raise UserError(f"{source} has no column '{column}'; it has: {', '.join(columns)}")
+    require_columns(table, source, [column])
     given = table[column].str.lower()
     missing = given.isin(MISSING).to_numpy()
-    found = sorted(set(given[~missing]))
-    mine = {value.removeprefix(f"{column}=").lower() for value in positive} & set(found)
+    counts = values_of(table, column)
+    found = {value.lower() for value in counts}
+    mine = {value.removeprefix(f"{column}=").lower() for value in positive} & found
+    held = named([f"'{value}' ({number})" for value, number in counts.items()], 8)
+    if len(found) > 2 and (mine or not _are_known(found)):  # who is neither is not 0
+        raise UserError(f"{source}: column '{column}' holds {held}; it must hold two values: "
+                        "correct the others or leave them empty")
+    if len(mine) == 2:
+        raise UserError(f"--positive names both values of the column '{column}' of {source}, "
+                        f"{held}; give the one that means 1")
     if mine:
         return np.where(missing, -1, given.isin(mine)).astype(np.int64)
-    if not (set(found) <= YES | NO or set(found) <= YES | MINUS):
-        held = named([f"'{value}'" for value in sorted(set(table[column][~missing]))], 4)
-        raise UserError(f"{source}: column '{column}' holds {held}; it must hold two values, 0/1, "
-                        f"-1/1, yes/no or true/false, or give --positive with the one that means 1")
+    if not _are_known(found):
+        raise UserError(f"{source}: column '{column}' holds {held}; give --positive with the one "
+                        "that means 1, or write 0/1, -1/1, yes/no or true/false")
     return np.where(missing, -1, given.isin(YES)).astype(np.int64)
+
+
+def meaning(table: pd.DataFrame, column: str, labels: np.ndarray) -> str:
+    """Which value of a column is 1 and which 0 in its labels int [N], in words."""
+    sides = [", ".join(values_of(table[labels == side], column)) or "none" for side in (1, 0)]
+    return f"{column}: 1 = {sides[0]}; 0 = {sides[1]}"
 
 
 def labels_of(
@@ -164,11 +199,12 @@ def labels_of(
     for a value of `positive` that neither column holds."""
     if target == protected:
         raise UserError(f"--target and --protected are both '{target}'; name two columns")
-    there = [column for column in (target, protected) if column in table.columns]
+    pair = (target, protected)
+    require_columns(table, source, pair)
     for value in positive:
         if not any(value.removeprefix(f"{column}=").lower() in set(table[column].str.lower())
-                   for column in there):
+                   for column in pair):
             raise UserError(f"--positive {value} is in neither column, {target} nor {protected}, "
                             f"of {source}; give a value that is there")
-    y, a = (binary(table, column, source, positive) for column in (target, protected))
+    y, a = (binary(table, column, source, positive) for column in pair)
     return y, a

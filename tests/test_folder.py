@@ -127,6 +127,13 @@ def test_a_drawn_split_is_stratified_saved_and_kept(root, capsys):
         loaded(root, seed=3)
 
 
+def test_a_split_in_capitals_is_the_split(root):
+    before = loaded(root)
+    rewrite(root, lambda frame: frame.rename(columns={"split": "Split", "file_name": "File_Name"}))
+    assert rows_of(loaded(root).test) == rows_of(before.test)
+    assert not list(root.glob("split_*"))
+
+
 def test_the_biased_subset(root):
     train = loaded(root, size=40, minority=0.2).train
     assert list(train.counts().values()) == [4, 16, 16, 4]
@@ -173,8 +180,10 @@ MISTAKES = {
     "a file outside": (edit("file_name", "../x.jpg"), "line 6: '../x.jpg' is no file below"),
     "an absolute file": (edit("file_name", "/x.jpg"), "'/x.jpg' is no file below its folder"),
     "a file twice": (edit("file_name", "a/001.jpg"), "names files twice (a/001.jpg)"),
-    "three values": (edit("glasses", "2"), "'glasses' holds '0', '1', '2'; it must hold two"),
-    "0 beside -1": (edit("glasses", "-1"), "'glasses' holds '-1', '0', '1'; it must hold"),
+    "three values": (edit("glasses", "2"), "holds '1' (60), '0' (59), '2' (1); it must hold two"),
+    "0 beside -1": (edit("glasses", "-1"), "holds '1' (60), '0' (59), '-1' (1); it must hold two"),
+    "neither value": (edit("gender", "Nonbinary"), "'woman' (59), 'Nonbinary' (1); it must hold"),
+    "a split twice": (lambda f: f.assign(SPLIT=f.split), "two columns of one name"),
     "an unknown split": (edit("split", "holdout"), "the split 'holdout' is unknown; write train"),
     "no column": (lambda f: f.drop(columns="glasses"), "no column 'glasses'; it has: gender"),
     "no file names": (lambda f: f.rename(columns={"file_name": "f"}), "no column file_name"),
@@ -196,6 +205,8 @@ def test_a_mistake_in_the_metadata_is_one_sentence(mistake, root, tmp_path, caps
 @pytest.mark.parametrize(("flags", "names"), [
     (["--protected", "glasses"], "both 'glasses'"),
     (["--positive", "boy"], "--positive boy is in neither column"),
+    (["--positive", "man", "woman"], "--positive names both values of the column 'gender'"),
+    (["--protected", "gendr"], "has no column 'gendr'; it has: glasses, gender"),
     (["--size", "400"], "needs 180 and has 20"),
     (["--minority", "0.2"], "--minority"),
     (["--methods", "jtt", "fairsmote"], "fairsmote"),
@@ -212,7 +223,7 @@ def test_a_mistaken_flag_is_one_sentence(flags, names, root, tmp_path, capsys):
     ("file_name,glasses,gender\na,1,man,3\n", "metadata.csv cannot be read"),
     ("file_name,glasses\n\xff\xfe", "metadata.csv cannot be read"),
     ("", "metadata.csv cannot be read"),
-    ("file_name,glasses,glasses\na.jpg,1,1\n", "--positive man is in neither column"),
+    ("file_name,glasses,glasses\na.jpg,1,1\n", "has no column 'gender'"),
 ])
 def test_a_damaged_metadata_file(text, names, root):
     (root / "metadata.csv").write_bytes(text.encode("latin-1"))
@@ -240,9 +251,14 @@ def test_check_says_what_is_wrong(root, capsys):
 
     pair = ["--target", "glasses", "--protected", "gender", "--positive", "man"]
     assert check.main(arguments(*pair)) == 0
-    assert "0_0     20  0_1     20  1_0     20  1_1     20" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0_0     20  0_1     20  1_0     20  1_1     20" in out and "no problems" in out
+    assert "glasses: 1 = 1; 0 = 0\ngender: 1 = man; 0 = woman\n" in out
     assert check.main(arguments()) == 0
-    assert "glasses                       60 of 120 are 1, 0 missing" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "glasses                       60 0,      60 1, 0 missing" in out
+    assert "gender                        60 woman,      60 man, 0 missing" in out
+    assert "colour" not in out
     (root / "b/003.jpg").write_bytes((root / "a/097.jpg").read_bytes())
     (root / "a/005.jpg").write_bytes((root / "b/000.jpg").read_bytes())
     (root / "a/001.jpg").write_bytes(b"no image")
@@ -254,8 +270,21 @@ def test_check_says_what_is_wrong(root, capsys):
                  "no test image is of group 0_1, 1_1",
                  "1 images lie in several splits by their bytes: 003.jpg (train) = 097.jpg (test)",
                  "1 images lie there twice by their bytes: 000.jpg = 005.jpg",
-                 "1 images unreadable: 001.jpg", "5 differences"):
+                 "1 images unreadable: 001.jpg", "5 problems"):
         assert line in out
+
+
+@pytest.mark.parametrize("pair", [[], ["--target", "glasses", "--protected", "gender",
+                                       "--positive", "man"]], ids=["columns", "pair"])
+@pytest.mark.parametrize(("part", "line"), [
+    ("validation", "no image is marked as validation: mark some in the column split, or train "
+                   "with --val none"),
+    ("train", "no image is marked as training")])
+def test_check_says_which_part_training_would_lack(part, line, pair, root, capsys):
+    rewrite(root, lambda frame: frame[frame.split != part])
+    assert check.main(["--dataset", "folder", "--root", str(root), *pair]) == 1
+    out = capsys.readouterr().out
+    assert f"problem: {line}" in out and "1 problem\n" in out
 
 
 def command(root: Path, tmp_path: Path, *more) -> list[str]:
