@@ -162,8 +162,9 @@ def binary(
     """A column as int64 [N]: 1, 0, and -1 where the value is missing.
 
     positive: values that mean 1, each VALUE or COLUMN=VALUE; where the column holds one of them,
-    its other value means 0. Raises UserError for an unknown column, and for values that are
-    neither 0/1, -1/1, yes/no nor true/false nor two of which `positive` names one.
+    its other value means 0, and by COLUMN=VALUE every other. Raises UserError for an unknown
+    column, and for values that are neither 0/1, -1/1, yes/no nor true/false nor two of which
+    `positive` names one.
     """
     require_columns(table, source, [column])
     given = table[column].str.lower()
@@ -172,12 +173,13 @@ def binary(
     found = {value.lower() for value in counts}
     mine = {value.removeprefix(f"{column}=").lower() for value in positive} & found
     held = named([f"'{value}' ({number})" for value, number in counts.items()], 8)
-    if len(found) > 2 and (mine or not _are_known(found)):  # who is neither is not 0
-        raise UserError(f"{source}: column '{column}' holds {held}; it must hold two values: "
-                        "correct the others or leave them empty")
-    if len(mine) == 2:
-        raise UserError(f"--positive names both values of the column '{column}' of {source}, "
-                        f"{held}; give the one that means 1")
+    said = {value.lower() for value in positive} & {f"{column}={value}".lower() for value in mine}
+    if len(found) > 2 and not said and (mine or not _are_known(found)):  # who is neither is not 0
+        raise UserError(f"{source}: column '{column}' holds {held}; correct or empty all but two, "
+                        f"or give --positive {column}=VALUE, and every other value means 0")
+    if mine == found:
+        raise UserError(f"--positive names every value of the column '{column}' of {source}, "
+                        f"{held}; leave out what means 0")
     if mine:
         return np.where(missing, -1, given.isin(mine)).astype(np.int64)
     if not _are_known(found):
