@@ -192,7 +192,8 @@ def new_document(
 def resume(document: dict, partial: Path) -> None:
     """Take over what `partial` holds, its answers read again for prompts that fit a group.
 
-    Raises UserError where it was made with other settings, or is no such file.
+    Without any answer it binds to no settings. Raises UserError where it was made with other
+    settings, or is no such file.
     """
     before = load_document(partial)
     try:
@@ -212,6 +213,8 @@ def resume(document: dict, partial: Path) -> None:
             f"{partial} is damaged or was not left by this command; delete it, or choose another "
             "--out"
         )
+    if not items:
+        return
     if other:
         raise UserError(
             f"{partial} was begun with other settings ({', '.join(other)}); delete it or choose "
@@ -241,6 +244,8 @@ def build(document: dict, out: Path, endpoint: Endpoint) -> None:
     if partial.exists():
         resume(document, partial)
     save()  # before the first request is paid for: the folder must be there and writable
+    if not document["source"]["raw"]:  # nothing to resume from, and the words may be corrected
+        partial.unlink()
     for group in GROUPS:
         fill_group(document, group, endpoint, save)
     save(out)

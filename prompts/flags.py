@@ -26,7 +26,7 @@ def parse_arguments(arguments: Sequence[str] | None, description: str) -> argpar
             f"{flag} is 1 and that it is 0, 'a man|a boy' for several; any attribute")
     parser.add_argument("--subject", help="how every prompt begins, of words of your own (default: "
                         f"'{STARTS_WITH}')")
-    parser.add_argument("--number", type=int, default=50, help="prompts per group (default: 50)")
+    parser.add_argument("--number", type=int, help="prompts per group (default: 50)")
     parser.add_argument(
         "--head-poses", action="store_true", help="a head pose in every prompt (paper: CelebA only)"
     )
@@ -38,27 +38,40 @@ def parse_arguments(arguments: Sequence[str] | None, description: str) -> argpar
     parser.add_argument("--plain", action="store_true", help="ask no model: one prompt a group, of "
                         "the words for its values")
     parser.add_argument("--base-url", help="default: OPENAI_BASE_URL, else OpenAI's own")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds per request")
+    parser.add_argument("--timeout", type=float, help="seconds per request (default: 300)")
     parser.add_argument(
         "--no-json-mode", action="store_true", help="never ask for response_format: it is given up "
         "by itself where the endpoint fails or answers without use because of it",
     )
     parser.add_argument("--out", type=path, help="default: prompts/<Target>_<Protected>_<set>.json")
     options = parser.parse_args(arguments)
+    if (options.model is None) != options.plain:
+        raise UserError("--model is missing: give the name of a language model, or --plain"
+                        if options.model is None else "--plain asks no --model; leave out one")
+    if options.plain:
+        _check_plain(options)
+    options.number = 50 if options.number is None else options.number
+    options.timeout = 300 if options.timeout is None else options.timeout
     if options.number < 1:
         raise UserError(
             f"--number {options.number} is below 1; ask for at least one prompt per group"
         )
     if not options.timeout > 0:
         raise UserError(f"--timeout {options.timeout:g} is not above 0; give it in seconds")
-    if (options.model is None) != options.plain:
-        raise UserError("--model is missing: give the name of a language model, or --plain"
-                        if options.model is None else "--plain asks no --model; leave out one")
     _fill_in(options)
     if options.out is None:
         name = "plain" if options.plain else set_name(options.number, options.head_poses)
         options.out = Path(__file__).parent / f"{options.target}_{options.protected}_{name}.json"
     return options
+
+
+def _check_plain(options: argparse.Namespace) -> None:
+    """Raise UserError for flags of a language model's set beside --plain."""
+    given = {"--number": options.number is not None, "--head-poses": options.head_poses,
+             "--base-url": options.base_url is not None,
+             "--timeout": options.timeout is not None, "--no-json-mode": options.no_json_mode}
+    for flag in (flag for flag, there in given.items() if there):
+        raise UserError(f"--plain writes one prompt a group and asks no model; leave out {flag}")
 
 
 def _fill_in(options: argparse.Namespace) -> None:

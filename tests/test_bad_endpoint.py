@@ -86,6 +86,9 @@ def test_a_wrong_answer(case, server, tmp_path, capsys, monkeypatch):  # noqa: F
     sentence = refused(capsys, build.main, arguments, names=part)
     assert not out.exists()
     # what the endpoint gave before is kept for the next start, whole
+    if "usable prompts" not in sentence:  # no answer: the next start may have other words
+        assert not list(tmp_path.iterdir())
+        return
     assert [path.name for path in tmp_path.iterdir()] == [f"{out.name}.partial"]
     partial = (tmp_path / f"{out.name}.partial").read_text()
     assert json.loads(partial)["target"] == "Smiling"

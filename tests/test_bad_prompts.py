@@ -174,6 +174,7 @@ def test_a_tokenizer_that_is_none(files, cause, tmp_path):
 def test_a_partial_file_that_cannot_be_taken_over(change, cause, tmp_path):
     document = build.new_document("celeba", "Smiling", "Male", 4, False, "m")
     partial = json.loads(json.dumps(document))
+    partial["source"]["raw"] = [{"cell": "0_0", "answer": "no prompts"}]
     change(partial)
     path = tmp_path / "a.partial"
     path.write_text(json.dumps(partial))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 
 from datasets import DATASETS, celeba, check, demo, synthetic, utkface
 from datasets.base import GROUPS, ImageTable, bad_images, concat, save_list
@@ -610,6 +611,13 @@ def test_demo_is_celeba_unpacked_once(celeba_root, tmp_path, monkeypatch):
     with zipfile.ZipFile(archive, "a") as out:
         out.writestr("README.md", "another archive")
     assert demo.unpack(root) != folder and len(list(root.iterdir())) == 2
+
+
+def test_demo_is_not_unpacked_among_a_users_photographs(tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    refused(capsys, check.main, ["--dataset", "demo", "--root", tmp_path],
+            names="holds photo.jpg, and the demo's faces", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt", "a\\..\\out.txt"])

@@ -139,6 +139,9 @@ def test_a_model_is_asked_in_the_same_words(model, tmp_path, capsys):
     ([*BIRDS, "--dataset", "celeba", "--plain"], "--dataset celeba"),
     ([*BIRDS], "--model is missing"),
     ([*BIRDS, "--plain", "--model", "m"], "--plain asks no --model"),
+    ([*BIRDS, "--plain", "--number", "5"], "leave out --number"),
+    ([*BIRDS, "--plain", "--head-poses"], "leave out --head-poses"),
+    ([*BIRDS, "--plain", "--base-url", "http://localhost"], "leave out --base-url"),
 ], ids=str)
 def test_a_mistaken_flag_is_one_sentence(flags, names, tmp_path, capsys):
     refused(capsys, build.main, [*flags, "--out", tmp_path / "x.json"], names=names, out=tmp_path)

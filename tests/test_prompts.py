@@ -554,6 +554,18 @@ def test_a_partial_file_of_other_settings_is_not_taken_over(server, tmp_path, ca
     assert (tmp_path / f"{out.name}.partial").read_text() == before
 
 
+def test_a_partial_file_without_an_answer_binds_to_no_words(server, tmp_path, capsys):
+    server.script = [404, 404]
+    out = tmp_path / "Smiling_Male_contextual_4.json"
+    assert ask(server, out, capsys)[0] == 2
+    assert not list(tmp_path.iterdir())
+    document = build.new_document("celeba", "Smiling", "Male", 5, False, "another")
+    out.with_name(f"{out.name}.partial").write_text(json.dumps(document))  # of an earlier version
+    server.script = []
+    assert ask(server, out, capsys)[0] == 0
+    assert json.loads(out.read_text())["cells"] == expected(4)
+
+
 def test_an_existing_file_is_not_overwritten(server, tmp_path, capsys):
     out = tmp_path / "Smiling_Male_contextual_4.json"
     out.write_text("mine")

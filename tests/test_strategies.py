@@ -359,6 +359,12 @@ def test_bias_ratio_finds_the_planted_minority(tmp_path, capsys):
         bias_ratio([str(tmp_path)])
     assert stop.value.code == 2
     assert "give the folder of a JTT row" in capsys.readouterr().err
+    (tmp_path / "erm" / "seed100").mkdir(parents=True)
+    (tmp_path / "erm" / "seed100" / "config.json").write_text('{"method": "erm"}')
+    with pytest.raises(SystemExit) as stop:
+        bias_ratio([str(tmp_path / "erm")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "is a row of erm" in error and "delete" not in error
     logits, table = folder / "reference" / "logits.npy", folder / "train.csv"
     for path, damage in ((logits, b"no array"), (logits, b""), (table, b""), (table, b"file,a\n"),
                          (table, b"file,y,a\n")):

@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from datasets import celeba
-from datasets.base import Splits
+from datasets.base import Splits, named
 from utils.errors import UserError
 from utils.files import is_plain_name
 
@@ -43,13 +43,22 @@ def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         raise UserError(f"{archive} unpacks to {total} bytes, over {LARGEST}; it was not unpacked")
 
 
+def _check_is_ours(root: Path) -> None:
+    """Raise UserError where root holds what no demo left there: it may be a user's photographs."""
+    names = sorted(os.listdir(root)) if root.is_dir() else []
+    if others := [name for name in names if not name.startswith(("faces_", "."))]:
+        raise UserError(f"{root} holds {named(others, 3)}, and the demo's faces are unpacked into "
+                        "a folder of their own only; give --data-root an empty folder or a new "
+                        "one, or --dataset folder for your own photographs")
+
+
 def unpack(root: str | Path = "data/demo", archive: str | Path = ARCHIVE) -> Path:
     """Unpack the archive under root, once, and return the folder (CelebA's layout).
 
     The folder is named after the archive's content, so a new archive never meets old files, and it
     appears whole or not at all: it is filled under another name and renamed. Nothing is deleted but
     this call's own unfinished folder. Raises UserError for a missing or damaged archive, links,
-    paths that leave the folder, and a full disk.
+    paths that leave the folder, a full disk, and a root that holds other things than the demo's.
     """
     root, archive = Path(root), Path(archive)
     if not archive.is_file():
@@ -62,6 +71,7 @@ def unpack(root: str | Path = "data/demo", archive: str | Path = ARCHIVE) -> Pat
     folder = root / f"faces_{digest[:12]}"
     if folder.is_dir():
         return folder
+    _check_is_ours(root)
     unfinished = root / f".{folder.name}.{os.getpid()}.tmp"
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not any(run.glob("seed*/")):
         raise UserError(f"{run} has no seed*/ folder; give the folder of a JTT row")
     results, name, shares = Results(run.resolve().parent), run.resolve().name, []
+    method = results.first_configs.get(name, {}).get("method", "jtt")
+    if method != "jtt":  # before its lack of reference/ looks like damage: the run is whole
+        raise UserError(f"{run} is a row of {method} and not of JTT; give the "
+                        "folder of a JTT row (train.py --methods jtt)")
     for seed in results.runs[name]:
         logits, table = results.array(name, seed, "reference/logits.npy")
         shares.append(minority_share(logits, table["y"].to_numpy()))  # its column `a` is not used
