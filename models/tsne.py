@@ -39,7 +39,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.metrics import group_index
 from utils.options import ArgumentParser, check_device
 from utils.reporting.comparisons import paired_difference
-from utils.reporting.figure_style import STYLE, Axes, Figure, plt, save
+from utils.reporting.figure_style import STYLE, Axes, Figure, columns, plt, save
 from utils.reporting.results import Results
 from utils.reporting.section import aligned
 
@@ -129,7 +129,8 @@ def panels(
     seeds = list(next(iter(next(iter(told.values())).values())))
     drawn = f"test images of seed {seeds[0]}"
     drawn += f"; numbers: mean ± std of {len(seeds)} seeds" if len(seeds) > 1 else ""
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns(figure, labels),
                   markerscale=2, handletextpad=0.1, title=drawn)
     return figure
 

@@ -61,6 +61,19 @@ def test_figure_1_shows_of_a_search_its_choice_alone(tmp_path):
     assert axis.get_legend_handles_labels()[1] == ["erm (1)", "best_random: random_55 (1)"]
 
 
+@pytest.mark.parametrize("letters", [4, 30, 60])
+def test_a_legend_lies_within_its_figure(letters, tmp_path):
+    for index in range(9):
+        row = f"row_{index}"
+        write_run(tmp_path / row / "seed1", (5, 10, 10, 5))
+        write_json(tmp_path / row / "seed1" / "config.json", {"method": row, "selected": {
+            "row": f"search/{row}/{'x' * letters}", "from": [], "rule": "r"}})
+    figure = accuracy_against_eo(Results(tmp_path))
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+
+
 def test_block_bars_are_in_network_order_with_references(tmp_path):
     write_run(tmp_path / "freeze_fc" / "seed1", (9, 9, 9, 6))
     assert block_bars(Results(tmp_path), "freeze_") is None

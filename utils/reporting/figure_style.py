@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,14 @@ LINES = ("-", "--", ":", "-.")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.color": "#e6e6e6", "axes.axisbelow": True, "font.size": 9, "legend.frameon": False,
          "pdf.fonttype": 42}
+
+
+def columns(figure: Figure, labels: Iterable[str], most: int = 4) -> int:
+    """How many columns of a legend with these labels fit into the figure's width, at most `most`.
+    """
+    longest = max(map(len, labels), default=0)
+    needed = 0.6 + 0.085 * longest  # inches: the mark, and a letter of 9 points
+    return max(1, min(most, int(figure.get_figwidth() / needed)))
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

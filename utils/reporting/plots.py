@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.blocks import block_of
-from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE, save
+from utils.reporting.figure_style import COLOURS, LINES, MARKERS, STYLE, columns, save
 from utils.reporting.figures_effects import tensor_effects
 from utils.reporting.figures_fairif import methods_with_weights, weighted_images
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
@@ -55,7 +55,7 @@ def training_curves(results: Results) -> Figure | None:
     handles = {label: handle for axis in axes.flat
                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center",
-                  ncols=min(4, len(handles)))
+                  ncols=columns(figure, handles, min(4, len(handles))))
     return figure
 
 
@@ -128,7 +128,8 @@ def accuracy_against_eo(*settings: Results) -> Figure | None:
         chosen |= {method: config["selected"] for method, config in results.first_configs.items()
                    if config.get("selected")}
     left_out = {row for choice in chosen.values() for row in choice["from"]}
-    frames = {f"{name}: {chosen[name]['row'].rsplit('/')[-1]}" if name in chosen else name: frame
+    frames = {f"{name}: {chosen[name]['row'].rsplit('/')[-1]}"
+              if name in chosen and len(chosen[name].get("seeds", ())) < 2 else name: frame
               for name, frame in frames.items()
               if name not in left_out and frame["eo_worst"].notna().all()}
     if not frames:
@@ -140,8 +141,9 @@ def accuracy_against_eo(*settings: Results) -> Figure | None:
     axes[0].set_xlabel("equalized odds difference, worst case (%): fairer to the left")
     axes[1].set_xlabel("worst-group accuracy (%): fairer to the right")
     axes[0].set_ylabel("overall accuracy (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
-                  ncols=4 if len(frames) > 6 else 3, title="method (seeds)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", title="method (seeds)",
+                  ncols=columns(figure, labels, 4 if len(frames) > 6 else 3))
     return figure
 
 
