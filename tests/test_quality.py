@@ -253,8 +253,8 @@ def test_a_flag_of_the_comparison_needs_photographs(flags, made, capsys):
 
 def test_the_audit_takes_the_words_of_ones_own_labels(made, tmp_path):
     lists = celeba.read_table(made / "celeba")
-    rows = [(name, row.Smiling, ["woman", "man"][row.Male > 0], ["train", "val", "test"][row.partition])
-            for name, row in lists.iterrows()]
+    rows = [(name, row.Smiling, "man" if row.Male > 0 else "woman",
+             celeba.PARTITIONS[row.partition]) for name, row in lists.iterrows()]
     photos = Path(shutil.copytree(celeba.image_folder(made / "celeba"), tmp_path / "photos"))
     pd.DataFrame(rows, columns=["file_name", "Smiling", "Male", "split"]).to_csv(
         photos / "metadata.csv", index=False)
