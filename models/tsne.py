@@ -48,6 +48,7 @@ PROBES = {
     "neighbours": KNeighborsClassifier(NEIGHBOURS),
     "linear": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=(0.5, 0.5)),
 }
+TOO_FEW = f"n/a: a group has fewer than {NEIGHBOURS} test images"
 COMPONENTS = 50  # t-SNE gets the first principal components, as van der Maaten and Hinton (2008)
 PERPLEXITY = 30
 # The protected attribute is the hue, the class how dark: what should not part is what contrasts.
@@ -124,8 +125,10 @@ def panels(
         _scatter(axis, places, shown, names)
         axis.set_title(row, fontsize=11)
         neighbours, linear = (percent(told[row][name].values()) for name in PROBES)
+        lacking = f"\n{TOO_FEW}" if "n/a" in (neighbours, linear) else ""
         axis.set_xlabel(f"{names[1]} or not, told within a class (chance: 50%)\n"
-                        f"by the nearest images: {neighbours}\nby a linear probe: {linear}")
+                        f"by the nearest images: {neighbours}\n"
+                        f"by a linear probe: {linear}{lacking}")
     seeds = list(next(iter(next(iter(told.values())).values())))
     drawn = f"test images of seed {seeds[0]}"
     drawn += f"; numbers: mean ± std of {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -238,6 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
                           device=pick(args.device), store_dir=args.store_dir, workers=args.workers)
     print("The protected attribute told from the features within a class (balanced accuracy; 50% "
           f"is chance):\n\n{table}")
+    if "n/a" in table:
+        print(TOO_FEW)
     for path in written:
         print(path)
 

@@ -14,6 +14,7 @@ diversity, and the nearest photograph of every image, which shows what the gener
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -164,15 +165,32 @@ def _parser() -> ArgumentParser:
                         help="n of the n x n contact sheets")
     parser.add_argument("--dataset", help="photographs to compare with, by train.py's name for "
                         "them; none where not given")
-    parser.add_argument("--data-root", type=path, default=Path("data/demo"),
-                        help="their folder (default: %(default)s)")
-    parser.add_argument("--photographs", type=number(int, 6, 10**9), default=5000,
+    parser.add_argument("--data-root", type=path, help="their folder (default: data/demo)")
+    parser.add_argument("--positive", nargs="+", default=(), metavar="[COLUMN=]VALUE",
+                        help="as of train.py, for --dataset folder")
+    parser.add_argument("--photographs", type=number(int, 6, 10**9),
                         help="at most so many of each group, drawn at random (default: 5000)")
-    parser.add_argument("--features", default="auto", metavar="NETWORK",
+    parser.add_argument("--features", metavar="NETWORK",
                         help="in which images are compared: inception, timm:NAME, a checkpoint of "
-                        "train.py, or auto: Inception where it can be loaded, else the first judge")
+                        "train.py, or auto, the default: Inception where it can be loaded, else "
+                        "the first judge")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags, complete. UserError for one of the comparison without --dataset, which asks for
+    it: it would be ignored."""
+    args = _parser().parse_args(arguments)
+    defaults = {"data_root": Path("data/demo"), "photographs": 5000, "features": "auto"}
+    for name in ("positive", *defaults):
+        if getattr(args, name) and args.dataset is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is of the comparison with photographs; name these with "
+                            f"--dataset, or leave out {flag}")
+    for name, value in defaults.items():
+        setattr(args, name, getattr(args, name) or value)
+    return args
 
 
 def _find_folders(root: Path) -> list[Path]:
@@ -193,7 +211,7 @@ def _find_folders(root: Path) -> list[Path]:
 @exit_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exit code 1 if images are missing or broken."""
-    args = _parser().parse_args(arguments)
+    args = _parse(arguments)
     folders = _find_folders(args.images)
     from stable_diffusion.judges import load_clip, load_features, load_judge
     from stable_diffusion.photographs import load_photographs
@@ -208,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pair = pair_of(folder)
         if features and pair not in known:
             known[pair] = load_photographs(
-                args.dataset, args.data_root, pair, features, limit=args.photographs
+                args.dataset, args.data_root, pair, features, limit=args.photographs,
+                positive=args.positive,
             )
         clip = [load_clip(args.clip, attribute, device) for attribute in pair] if args.clip else []
         report = audit(folder, [*judges, *clip], args.grid, known.get(pair))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,20 @@ class Captions:
         extras = rng.choice(len(DISTRACTORS), size=rng.integers(0, 5), replace=False)
         words = [pattern.format(noun)] + [DISTRACTORS[i] for i in extras]
         return "Portrait face photo of a " + ", ".join(words) + "."
+
+
+def warn_of(model: str, names: Sequence[str]) -> None:
+    """One sentence on stderr where the demo model is asked for attributes that it has not learned:
+    it draws faces all the same, of which nobody knows the labels."""
+    from stable_diffusion import model_files  # torch, which a caption does not need
+
+    local = model_files.local_path(model)
+    known = {name.lower() for name in (*ATTRIBUTES, "Female")}
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown and local is not None and local.resolve() == model_files.DEMO_MODEL.resolve():
+        print(f"warning: the demo model has learned {', '.join(ATTRIBUTES)} alone and may not draw "
+              f"{' and '.join(unknown)}: look at the images before you train on them, or give "
+              "another --model", file=sys.stderr)
 
 
 def _contradicts(prompt: str, labels: tuple[int, int, int]) -> bool:

@@ -249,9 +249,11 @@ def generate(args: argparse.Namespace) -> int:
     rows = manifest.plan(prompts, args.images_per_group, args.seed)
     folder = args.out / prompts.name / prompts.pair
     sampler, settings, batch_size, saved = _build_sampler(args)
+    from stable_diffusion.demo_captions import warn_of
     from stable_diffusion.pipeline import check_lengths  # torch, loaded by now
     from stable_diffusion.writer import remove_leftovers
 
+    warn_of(args.model, (prompts.target, prompts.protected))
     check_lengths(prompts, sampler.pipe.tokenizer, args.prompts)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,8 @@ GAP = 2  # white pixels between images
 def find_sets(root: Path, target: str, protected: str, wanted: list[str] | None) -> dict[str, Path]:
     """{prompt set: its folder} in the order of `wanted`, or those of SETS that exist.
 
-    Images in <root>/<Target>_<Protected>/<y>_<a>/, without a set's name, are "synthetic images".
+    Each is called what its folder is, also where root is the folder of one set. Images in
+    <root>/<Target>_<Protected>/<y>_<a>/, without a set's name, are "synthetic images".
     Raises UserError where one of `wanted` is missing, or all are.
     """
     found: dict[str, Path] = {}
@@ -50,8 +51,8 @@ def find_sets(root: Path, target: str, protected: str, wanted: list[str] | None)
             if wanted:
                 raise
             continue
-        named = name in (folder.name, folder.parent.name)
-        found[name if named else "synthetic images"] = folder
+        names = [n for n in (name, *SETS) if n in (folder.name, folder.parent.name)]
+        found[names[0] if names else "synthetic images"] = folder
     if not found:
         raise UserError(
             f"{root} holds no synthetic images for {target}/{protected} in any of the prompt sets "

@@ -41,17 +41,22 @@ class Photographs:
 
 
 def load_photographs(
-    dataset: str, root: Path, pair: tuple[str, str], network: Features, *, limit: int
+    dataset: str, root: Path, pair: tuple[str, str], network: Features, *, limit: int,
+    positive: Sequence[str] = (),
 ) -> Photographs:
     """At most `limit` training photographs of each group, and as many held out for validation.
 
-    The draw has a fixed seed. Raises UserError for a dataset that has no image files, what its
-    `load` refuses, and a group without photographs.
+    The draw has a fixed seed. positive: as of the dataset. Raises UserError for a dataset that has
+    no image files or no labels of the user's for `positive`, what its `load` refuses, and a group
+    without photographs.
     """
     images = [name for name, entry in DATASETS.items() if not entry.in_memory]
     if dataset not in images:
         raise UserError(f"--dataset {dataset} has no photographs; choose from {', '.join(images)}")
-    splits = DATASETS[dataset](root, *pair, size=None)
+    if positive and not DATASETS[dataset].own_labels:
+        raise UserError(f"--positive is for labels of your own, and {dataset} has known ones: "
+                        "leave out that flag")
+    splits = DATASETS[dataset](root, *pair, size=None, positive=positive)
     real = {group: _draw(splits.train, group, limit) for group in GROUPS}
     if empty := [f"{y}_{a}" for (y, a), paths in real.items() if not paths]:
         raise UserError(

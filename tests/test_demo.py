@@ -12,8 +12,9 @@ from PIL import Image
 from datasets import demo
 from datasets.base import bad_images
 from datasets.celeba import partitions, read_table
+from prompts import build
 from stable_diffusion import generate
-from stable_diffusion.demo_captions import ATTRIBUTES, Captions, _contradicts
+from stable_diffusion.demo_captions import ATTRIBUTES, Captions, _contradicts, warn_of
 from stable_diffusion.model_files import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,27 @@ def test_generates_the_same_faces_twice(tmp_path):
     pixels = np.asarray(Image.open(files[0]).convert("RGB"), dtype=float)
     assert pixels.shape == (64, 64, 3)
     assert pixels.std() > 15  # a picture, neither one colour nor clipped noise
+
+
+@pytest.mark.parametrize(("model", "pair", "said"), [
+    ("demo", ("Smiling", "Male"), ""), ("demo", ("young", "Female"), ""),
+    ("demo", ("glasses", "Male"), "may not draw glasses:"),
+    ("demo", ("glasses", "gender"), "may not draw glasses and gender:"),
+    ("stabilityai/stable-diffusion-2-1-base", ("glasses", "gender"), "")])
+def test_a_pair_that_the_demo_model_has_not_learned_is_warned_of(model, pair, said, capsys):
+    warn_of(model, pair)
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == bool(said)
+
+
+def test_another_pair_of_the_demo_model_is_warned_of_at_the_start(tmp_path, capsys):
+    prompts = tmp_path / "glasses_gender_plain.json"
+    build.main(["--target", "glasses", "--target-words", "wearing glasses", "bare-eyed",
+                "--protected", "gender", "--protected-words", "a man", "a woman", "--subject",
+                "Photo of a", "--plain", "--out", str(prompts)])
+    generate.main(["--model", "demo", "--prompts", str(prompts), "--images-per-group", "1",
+                   "--steps", "1", "--out", str(tmp_path / "made")])
+    assert "warning: the demo model has learned" in capsys.readouterr().err
 
 
 def test_captions_never_contradict_their_labels():

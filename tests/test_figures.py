@@ -9,7 +9,7 @@ import pytest
 from utils.files import write_json
 from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.reporting.figures_sweeps import block_bars, top_k_curve
-from utils.reporting.plots import accuracy_against_eo, draw_all
+from utils.reporting.plots import accuracy_against_eo, draw_all, training_curves
 from utils.reporting.results import Results
 
 
@@ -89,6 +89,18 @@ def test_block_bars_are_in_network_order_with_references(tmp_path):
     (reference,) = (line for line in accuracy.lines if line.get_label() == "aim_fair")
     assert reference.get_ydata()[0] == 100
     assert block_bars(Results(tmp_path), "update_") is None
+
+
+def test_a_row_has_one_colour_in_all_figures_of_a_setting(tmp_path):
+    for name in ("erm", "aim_fair", "erm_longer"):
+        write_run(tmp_path / name / "seed1", (5, 10, 10, 5))
+    row = '{"stage": "finetune", "epoch": 1, "loss": 1.0, "val_acc": 0.5, "seconds": 1.0}\n'
+    (tmp_path / "erm_longer" / "seed1" / "log.jsonl").write_text(row)  # erm's model was copied
+    results = Results(tmp_path)
+    (curve,) = training_curves(results).axes[0].lines
+    points = accuracy_against_eo(results).axes[0].containers
+    colours = {bar.get_label().split()[0]: bar[0].get_color() for bar in points}
+    assert colours["erm_longer"] == curve.get_color() and len(set(colours.values())) == 3
 
 
 def test_figure_1_joins_several_settings(tmp_path):

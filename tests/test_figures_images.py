@@ -114,6 +114,12 @@ def test_prompts_and_images_are_counted(root, tmp_path):
     assert grids.describe(found["synthetic images"], table) == "2-3 images a group"
 
 
+def test_the_folder_of_one_set_is_drawn_once(root):
+    for name in ("plain", "contextual_25"):
+        found = grids.find_sets(root / name, "Smiling", "Male", None)
+        assert found == {name: root / name / "Smiling_Male"}
+
+
 def test_transposed_groups_are_shown_under_their_own_labels(root):
     tables = {"plain": load_synthetic(root, "Male", "Smiling", "plain")}
     figure = grids.grid(tables, {"plain": ""}, [(1, 0)], ("Male", "Smiling"))

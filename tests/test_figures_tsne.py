@@ -120,6 +120,7 @@ def test_a_panel_for_every_row_shows_its_groups_and_numbers():
     left, right = (axis.get_xlabel() for axis in figure.axes)
     assert "nearest images: 75.0 ± 7.1%" in left and "linear probe: 90.0 ± 0.0%" in left
     assert "nearest images: 50.0%" in right and "linear probe: n/a" in right
+    assert tsne.TOO_FEW in right and tsne.TOO_FEW not in left
     colours = {dots.get_facecolor()[0].tobytes() for dots in figure.axes[0].collections}
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(colours) == 4 and labels[2].startswith("Smiling, not Male")
@@ -129,6 +130,19 @@ def test_a_panel_for_every_row_shows_its_groups_and_numbers():
 
 
 # --- from runs to the figure ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_legend_lies_within_the_figure(rows):
+    shown, told = features(50), {"neighbours": {1: 0.5, 2: 0.5}, "linear": {1: 0.5, 2: 0.5}}
+    names = [f"row{number}" for number in range(rows)]
+    with plt.rc_context(STYLE):
+        figure = tsne.panels({name: (np.arange(100.0).reshape(50, 2), shown) for name in names},
+                             dict.fromkeys(names, told), ("Wearing_Hat", "Eyeglasses"))
+        figure.canvas.draw()
+        legend = figure.legends[-1].get_window_extent()
+    assert len(figure.legends) == 1 and legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+    plt.close(figure)
 
 
 @pytest.fixture(scope="module")

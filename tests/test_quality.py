@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from PIL import Image
 from refusals import refused
 from scipy.linalg import sqrtm
 
+from datasets import celeba
 from models.backbones import BACKBONES
 from stable_diffusion import audit, correlate, judges, quality
 from utils.metrics import GROUPS
@@ -232,6 +234,7 @@ def test_fewer_photographs_are_drawn_the_same_each_time(made, tmp_path):
     (["--dataset", "faces"], "--dataset faces"),
     (["--data-root", "nowhere"], "nowhere"),
     (["--photographs", "5"], "--photographs"),
+    (["--positive", "man"], "--positive"),
     (["--features", "nowhere.pt"], "--features nowhere.pt"),
     (["--features", "timm:no_such_model"], "--features timm:no_such_model"),
     (["--features", "timm:resnet10t"], "--features timm:resnet10t"),  # the hub is out of reach
@@ -239,6 +242,27 @@ def test_fewer_photographs_are_drawn_the_same_each_time(made, tmp_path):
 def test_a_wrong_comparison_is_one_sentence(wrong, names, made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     refused(capsys, audit.main, arguments(made, *wrong), names=names, out=made)
+
+
+@pytest.mark.parametrize("flags", [["--features", "inception"], ["--photographs", "7"],
+                                   ["--positive", "man"], ["--data-root", "."]], ids=str)
+def test_a_flag_of_the_comparison_needs_photographs(flags, made, capsys):
+    refused(capsys, audit.main, ["--images", made / "synthetic", *flags],
+            names=f"{flags[0]} is of the comparison", out=made)
+
+
+def test_the_audit_takes_the_words_of_ones_own_labels(made, tmp_path):
+    lists = celeba.read_table(made / "celeba")
+    rows = [(name, row.Smiling, "man" if row.Male > 0 else "woman",
+             celeba.PARTITIONS[row.partition]) for name, row in lists.iterrows()]
+    photos = Path(shutil.copytree(celeba.image_folder(made / "celeba"), tmp_path / "photos"))
+    pd.DataFrame(rows, columns=["file_name", "Smiling", "Male", "split"]).to_csv(
+        photos / "metadata.csv", index=False)
+    images = shutil.copytree(made / "synthetic", tmp_path / "images")
+    audit.main(["--images", str(images), *arguments(made)[2:], "--dataset", "folder",
+                "--data-root", str(photos), "--positive", "man"])
+    report = json.loads((images / "Smiling_Male" / "audit.json").read_text())["quality"]
+    assert report["photographs"] == "48 training photographs of folder"
 
 
 # --- over prompt sets ----------------------------------------------------------------------------

@@ -363,10 +363,10 @@ def drop_validation_image(copy: Path) -> None:
     ("change", "stale"),
     [
         (None, None),
-        (swap_png, "synthetic_list"),
-        (swap_photograph, "real_list"),
-        (change_attribute, "test_list"),
-        (drop_validation_image, "test_list"),
+        (swap_png, "synthetic images"),
+        (swap_photograph, "training"),
+        (change_attribute, "test"),
+        (drop_validation_image, "test"),
     ],
 )
 def test_changed_input_is_noticed_and_copies_are_not(
@@ -380,7 +380,9 @@ def test_changed_input_is_noticed_and_copies_are_not(
         assert "aim_fair/seed100: finished, reused" in capsys.readouterr().out
         return
     change(copy)
-    assert f"{stale} was" in refused(capsys, arguments)
+    sentence = refused(capsys, arguments)
+    assert "samples or their labels are others" in sentence and "was '" not in sentence
+    assert stale in sentence.partition("others: ")[2].partition(")")[0]
 
 
 def test_a_run_without_its_config_is_not_adopted(tmp_path):

@@ -22,6 +22,9 @@ RESULTS = ("metrics.json", "log.jsonl", "classifier.pt")  # what a finished run 
 DROPPED = ("state.pt", "model.pt")  # what only an unfinished one needs, in its stages too
 BESIDE = ("config.json", ".lock")  # written before anything is computed, as are its lists (.csv)
 
+LISTS = {"real_list": "training", "val_list": "validation", "test_list": "test",
+         "synthetic_list": "synthetic images", "edited_list": "edited images"}
+
 
 @contextmanager
 def exclusive(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -62,14 +65,9 @@ def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = N
         beside = RECORD | set(held.get("notes", ()))
         if held.get("fingerprint") != identity:
             theirs = {key: value for key, value in held.items() if key not in beside}
-            changed = [
-                f"{key} was {theirs.get(key)!r} and is now {config.get(key)!r}"
-                for key in sorted(theirs.keys() | config.keys())
-                if theirs.get(key) != config.get(key)
-            ] or ["the code version changed"]
             raise UserError(
-                f"{folder} holds another run ({'; '.join(changed[:4])}): choose another --setting "
-                "or --name, or delete that folder"
+                f"{folder} holds another run ({'; '.join(_changes(theirs, config)[:4])}): choose "
+                "another --setting or --name, or delete that folder"
             )
         if {key: held[key] for key in held.get("notes", ())} != notes:
             write_json(path, {**config, **notes, "fingerprint": identity, "notes": list(notes),
@@ -80,6 +78,17 @@ def claim(folder: Path, config: dict[str, Any], notes: dict[str, Any] | None = N
     record = {"fingerprint": identity, "notes": list(notes), "environment": environment()}
     write_json(path, {**config, **notes, **record})
     return False
+
+
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations, in words: of lists of samples which ones do, as
+    their digests say nothing."""
+    keys = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    changed = [f"{key} was {theirs.get(key)!r} and is now {ours.get(key)!r}"
+               for key in keys if key not in LISTS]
+    if lists := [words for key, words in LISTS.items() if key in keys]:
+        changed.insert(3, f"the samples or their labels are others: {', '.join(lists)}")
+    return changed or ["the code version changed"]
 
 
 def computed(folder: Path) -> list[str]:

@@ -31,14 +31,21 @@ from utils.reporting.figures_sweeps import block_bars, top_k_curve
 from utils.reporting.results import Results
 
 
+def places(*settings: Results) -> dict[str, int]:
+    """{row: its index}, by which all figures of the first setting choose colours and markers."""
+    rows = dict.fromkeys(row for results in settings for row in results.runs)
+    return {row: index for index, row in enumerate(rows)}
+
+
 def training_curves(results: Results) -> Figure | None:
     """Loss and validation accuracy against epoch, one column a stage: each seed thin, mean thick.
 
-    None where no run has a log. The mean is over the seeds that reached the epoch.
+    A row has the colour that accuracy_against_eo gives it, whichever of both it is in. None where
+    no run has a log. The mean is over the seeds that reached the epoch.
     """
     log = results.log.assign(val_acc=100 * results.log["val_acc"])
-    stages, methods = log["stage"].unique(), list(log["method"].unique())
-    if not methods:
+    stages, place = log["stage"].unique(), places(results)
+    if log.empty:
         return None
     figure, axes = plt.subplots(2, len(stages), figsize=(1 + 3.6 * len(stages), 5), sharex="col",
                                 sharey="row", squeeze=False, layout="constrained")
@@ -49,7 +56,7 @@ def training_curves(results: Results) -> Figure | None:
         for method, rows in log[log["stage"] == stage].groupby("method", sort=False):
             for axis, name in zip(axes[:, column], ("loss", "val_acc"), strict=True):
                 curves = rows.pivot(index="epoch", columns="seed", values=name)
-                _draw_curves(axis, curves, methods.index(method), method)
+                _draw_curves(axis, curves, place[method], method)
     axes[0, 0].set_ylabel("training loss")
     axes[1, 0].set_ylabel("validation accuracy (%)")
     handles = {label: handle for axis in axes.flat
@@ -128,16 +135,17 @@ def accuracy_against_eo(*settings: Results) -> Figure | None:
         chosen |= {method: config["selected"] for method, config in results.first_configs.items()
                    if config.get("selected")}
     left_out = {row for choice in chosen.values() for row in choice["from"]}
-    frames = {f"{name}: {chosen[name]['row'].rsplit('/')[-1]}"
-              if name in chosen and len(chosen[name].get("seeds", ())) < 2 else name: frame
-              for name, frame in frames.items()
+    frames = {name: frame for name, frame in frames.items()
               if name not in left_out and frame["eo_worst"].notna().all()}
     if not frames:
         return None
+    place = places(*settings)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, name in zip(axes, ("eo_worst", "wst"), strict=True):
-        for index, (method, frame) in enumerate(frames.items()):
-            _draw_point(axis, name, method, frame, index)
+        for method, frame in frames.items():
+            one = method in chosen and len(chosen[method].get("seeds", ())) < 2
+            choice = f": {chosen[method]['row'].rsplit('/')[-1]}" if one else ""
+            _draw_point(axis, name, f"{method}{choice}", frame, place[method])
     axes[0].set_xlabel("equalized odds difference, worst case (%): fairer to the left")
     axes[1].set_xlabel("worst-group accuracy (%): fairer to the right")
     axes[0].set_ylabel("overall accuracy (%)")
