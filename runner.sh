@@ -231,8 +231,7 @@ figure1() {  # accuracy against EO and WST of every strategy
 figure2() { compare figure2 full_finetuning freeze_{stem,layer{1,2,3,4},fc} aim_fair; }  # blocks
 figure4() { grids --groups 1_1; }  # smiling men by prompt set; the paper: contextual ones vary more
 figure5() { compare figure5 aim_fair_k{55,40,45,50,60}; }  # top-k; the paper's best is 55. Cost: 13
-# t-SNE of the test images' features by (y, a); the paper: ERM's part by the protected attribute,
-# with synthetic data too, AIM-Fair's less. Ours says beside it how well they tell the attribute.
+# t-SNE of the test images' features by (y, a), with how well they tell the protected attribute.
 figure6() {
   train figure6 --methods erm data_supplementation aim_fair
   after models.tsne "$RESULTS/$FOLDER/figure6" --data-root "$DATA_ROOT" --store-dir "$DATA/store"
@@ -245,7 +244,9 @@ grids() {  # the images by group and prompt set, of the sets that there are
   [ ! -e "$RESULTS/$FOLDER/report.html" ] || run -m utils.reporting "$RESULTS/$FOLDER"
 }
 figure8() { train figure8 --methods aim_fair; }  # selected tensors; the paper: mostly early layers
-gpu-check() { run tests/gpu/check.py --out "$RESULTS/gpu-check.md" "$@"; }  # suite and benchmark
+gpu-check() {  # suite and benchmark
+  run tests/gpu/check.py --out "$RESULTS/gpu-check.md" ${MORE[@]+"${MORE[@]}"}
+}
 
 . ./fairif.sh  # FairIF's tables and figures
 

@@ -328,6 +328,11 @@ def test_every_job_of_a_table_is_taken_alone(name, merged, tmp_path):
     assert all(args.no_tables for args in runs)
 
 
+def test_flags_of_the_gpu_check_reach_it(tmp_path):
+    (line,) = recorded(tmp_path, "gpu-check", "--rehearse")
+    assert line[0] == "tests/gpu/check.py" and line[-1] == "--rehearse"
+
+
 def test_runs_of_seconds_are_dealt_to_as_many_processes_as_jobs(tmp_path):
     (line, *_) = recorded(tmp_path, "fairif-table4", DATASETS="german", SPLITS="0 1 2 3 4")
     (table,) = trainings([line])
