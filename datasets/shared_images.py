@@ -68,8 +68,6 @@ def offered(
     """Inside, what a process must find in its environment to read `images[k]`, which are on its GPU
     `number`; to be asked for every process anew, with its k."""
     with tempfile.TemporaryDirectory() as folder:  # which only this user can read
-        made: list[Path] = []
-
         def environment(k: int) -> dict[str, str]:
             if not images[k]:
                 return {}
@@ -79,8 +77,8 @@ def offered(
                 print(f"the processes of a GPU cannot share images ({reason(error)}); each keeps "
                       "its own", file=sys.stderr)
                 return {}
-            made.append(Path(folder) / str(len(made)))
-            made[-1].write_bytes(packed)
-            return {VARIABLE: str(made[-1])}
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(packed)
+            return {VARIABLE: file.name}
 
         yield environment

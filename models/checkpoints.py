@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from models import backbones
-from models.heads import one_logit, output_layer
+from models.heads import logits_of, one_logit, output_layer
+from models.weights import load_weights
 from utils.config import Config
 from utils.errors import UserError, reason
 
@@ -58,8 +59,7 @@ class Classifier:
         """Logits [B] of float [B, 3, S, S], rounded as the run that tested it rounded them."""
         half = self.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16 if half else None, enabled=half):
-            logits = self.model.eval()(x).squeeze(1)
-        return logits if logits.dtype == torch.float64 else logits.float()
+            return logits_of(self.model.eval(), x)
 
 
 def file_of(path: Path, flag: str) -> Path:
@@ -108,7 +108,7 @@ def read(path: Path, flag: str = "--start") -> Checkpoint:
     if path.suffix == ".safetensors":
         content, about = _read_safetensors(path, flag)
     else:
-        content = backbones.load_weights(path, flag)
+        content = load_weights(path, flag)
         about = dict(content) if isinstance(content, Mapping) else {}
     said: list[str] = []
     while isinstance(content, Mapping):

@@ -66,3 +66,9 @@ def one_logit(state: dict[str, Tensor], layer: str, model: nn.Module) -> dict[st
             zero, one = state[name].to(torch.float64)
             changed[name] = (one - zero)[None].to(own[name].dtype)
     return changed
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits [B] of a sample each: float64 of a network in float64, else float32."""
+    logits = model(x).squeeze(1)
+    return logits if logits.dtype == torch.float64 else logits.float()

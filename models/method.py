@@ -18,17 +18,13 @@ from torch import Tensor, nn
 from datasets.base import Table
 from datasets.mixing import Data
 from models import backbones, checkpoints
+from models.heads import logits_of
+from models.weights import load_weights
 from utils.engine import fit
 from utils.recipe import Recipe
 from utils.run import Run
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # index, x, y, a: the loader's contract
-
-
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits [B] of a sample each: float64 of a network in float64, else float32."""
-    logits = model(x).squeeze(1)
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -247,7 +243,7 @@ def fit_stage(run: Run, name: str, method, loader, val: Table | None) -> Method:
         trained = method()
         if not stage.finished:
             fit_in(stage.folder, run, trained, loader(), val, name)
-    weights = backbones.load_weights(stage.folder / "model.pt", "the best epoch")
+    weights = load_weights(stage.folder / "model.pt", "the best epoch")
     trained.model.load_state_dict(weights)
     run.add_log(stage.folder)
     return trained
@@ -278,7 +274,7 @@ def pretrained(run: Run) -> nn.Module:
             real = run.data.loader(run.data.real, train=True)
             fit_in(stage.folder, run, method, real, run.data.val, "pretrain")
         model.load_state_dict(
-            backbones.load_weights(stage.folder / "model.pt", "the pre-trained model")
+            load_weights(stage.folder / "model.pt", "the pre-trained model")
         )
         run.add_log(stage.folder)
     torch.manual_seed(run.seed)  # whether or not the model was trained just now

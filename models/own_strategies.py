@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.backbones import load_weights
 from models.method import Batch, Method, cross_entropy, fit_stage, logits_of
 from models.own_rules import CHANNELS, FISHER, RATIO, T_STATISTIC
 from models.selection import ALL, SENSITIVE_TO_BIAS
 from models.strategies import SYNTHETIC, FineTuning, row
+from models.weights import load_weights
 from utils.engine import accuracies, predictions, save_torch
 from utils.errors import UserError
 from utils.files import write_json

@@ -192,8 +192,7 @@ def new_document(
 def resume(document: dict, partial: Path) -> None:
     """Take over what `partial` holds, its answers read again for prompts that fit a group.
 
-    Without any answer it binds to no settings. Raises UserError where it was made with other
-    settings, or is no such file.
+    Without an answer it binds to nothing. UserError for other settings, or no such file.
     """
     before = load_document(partial)
     try:

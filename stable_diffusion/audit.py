@@ -165,7 +165,7 @@ def _parser() -> ArgumentParser:
                         help="n of the n x n contact sheets")
     parser.add_argument("--dataset", help="photographs to compare with, by train.py's name for "
                         "them; none where not given")
-    parser.add_argument("--data-root", type=path, help="their folder (default: data/demo)")
+    parser.add_argument("--data-root", type=path, help="their folder; of the demo not needed")
     parser.add_argument("--positive", nargs="+", default=(), metavar="[COLUMN=]VALUE",
                         help="as of train.py, for --dataset folder")
     parser.add_argument("--photographs", type=number(int, 6, 10**9),
@@ -182,8 +182,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags, complete. UserError for one of the comparison without --dataset, which asks for
     it: it would be ignored."""
     args = _parser().parse_args(arguments)
-    defaults = {"data_root": Path("data/demo"), "photographs": 5000, "features": "auto"}
-    for name in ("positive", *defaults):
+    defaults = {"photographs": 5000, "features": "auto"}
+    for name in ("positive", "data_root", *defaults):
         if getattr(args, name) and args.dataset is None:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is of the comparison with photographs; name these with "

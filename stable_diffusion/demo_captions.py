@@ -88,10 +88,9 @@ def warn_of(model: str, names: Sequence[str]) -> None:
     it draws faces all the same, of which nobody knows the labels."""
     from stable_diffusion import model_files  # torch, which a caption does not need
 
-    local = model_files.local_path(model)
     known = {name.lower() for name in (*ATTRIBUTES, "Female")}
     unknown = [name for name in names if name.lower() not in known]
-    if unknown and local is not None and local.resolve() == model_files.DEMO_MODEL.resolve():
+    if unknown and model_files.is_demo(model):
         print(f"warning: the demo model has learned {', '.join(ATTRIBUTES)} alone and may not draw "
               f"{' and '.join(unknown)}: look at the images before you train on them, or give "
               "another --model", file=sys.stderr)

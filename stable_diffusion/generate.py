@@ -170,13 +170,11 @@ def _scale(text: str) -> float:
 
 def _build_sampler(args: argparse.Namespace):
     """Load the model; returns (sampler, settings, batch size, saved size in pixels)."""
-    # After the flags are checked: torch takes seconds.
-    with heavy_imports():
+    with heavy_imports():  # after the flags are checked
         from stable_diffusion import model_files, pipeline
 
-    local = model_files.local_path(args.model)
-    is_demo = local is not None and local.resolve() == model_files.DEMO_MODEL.resolve()
-    defaults = pipeline.DEMO_DEFAULTS if is_demo else pipeline.PAPER_DEFAULTS
+    demo = model_files.is_demo(args.model)
+    defaults = pipeline.DEMO_DEFAULTS if demo else pipeline.PAPER_DEFAULTS
 
     def setting(name: str):
         return defaults[name] if getattr(args, name) is None else getattr(args, name)

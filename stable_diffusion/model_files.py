@@ -59,6 +59,12 @@ def read_pipeline(model: str, dtype: torch.dtype, config: str) -> StableDiffusio
         raise refusal(model, cause) from error
 
 
+def is_demo(model: str) -> bool:
+    """Whether the name or path is that of the model in this repository."""
+    path = local_path(model)
+    return path is not None and path.resolve() == DEMO_MODEL.resolve()
+
+
 def local_path(model: str) -> Path | None:
     """The file or folder that `model` names, which may not exist; None for a hub id.
 

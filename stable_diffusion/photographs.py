@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets import DATASETS
+from datasets import DATASETS, root_of
 from datasets.base import ImageTable
 from datasets.decoding import decode
 from stable_diffusion.judges import Features
@@ -41,12 +41,13 @@ class Photographs:
 
 
 def load_photographs(
-    dataset: str, root: Path, pair: tuple[str, str], network: Features, *, limit: int,
+    dataset: str, root: Path | None, pair: tuple[str, str], network: Features, *, limit: int,
     positive: Sequence[str] = (),
 ) -> Photographs:
     """At most `limit` training photographs of each group, and as many held out for validation.
 
-    The draw has a fixed seed. positive: as of the dataset. Raises UserError for a dataset that has
+    The draw has a fixed seed. root: the dataset's own where it has one, if None. positive: as of
+    the dataset. Raises UserError for a dataset that has
     no image files or no labels of the user's for `positive`, what its `load` refuses, and a group
     without photographs.
     """
@@ -56,7 +57,7 @@ def load_photographs(
     if positive and not DATASETS[dataset].own_labels:
         raise UserError(f"--positive is for labels of your own, and {dataset} has known ones: "
                         "leave out that flag")
-    splits = DATASETS[dataset](root, *pair, size=None, positive=positive)
+    splits = DATASETS[dataset](root_of(dataset, root), *pair, size=None, positive=positive)
     real = {group: _draw(splits.train, group, limit) for group in GROUPS}
     if empty := [f"{y}_{a}" for (y, a), paths in real.items() if not paths]:
         raise UserError(

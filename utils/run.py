@@ -87,6 +87,7 @@ def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     changed = [f"{key} was {theirs.get(key)!r} and is now {ours.get(key)!r}"
                for key in keys if key not in LISTS]
     if lists := [words for key, words in LISTS.items() if key in keys]:
+        # among the first four, which are said
         changed.insert(3, f"the samples or their labels are others: {', '.join(lists)}")
     return changed or ["the code version changed"]
 

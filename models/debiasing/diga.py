@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.edits import edit_loader
-from models.backbones import load_weights
 from models.heads import head_of, output_layer
 from models.method import Batch, Method, fit_stage, new_model, pretrained
+from models.weights import load_weights
 from utils.engine import logits_of
 from utils.files import write_json
 from utils.records import read_record

@@ -39,6 +39,7 @@ from models.fairif.influence import loss_derivatives, predict
 from models.fairif.method import Passes, validation_part
 from models.fairif.relaxation import hard_gaps
 from models.method import cross_entropy
+from models.weights import load_weights
 from utils.config import Config, config_of
 from utils.errors import UserError, exit_cleanly
 from utils.files import write_atomic
@@ -75,7 +76,7 @@ class Split:
 
     def model(self, run: Path) -> torch.nn.Module:
         """A run's classifier."""
-        saved = backbones.load_weights(run / "classifier.pt", "the classifier")
+        saved = load_weights(run / "classifier.pt", "the classifier")
         model = backbones.build(saved["backbone"], "none", self.parts.train.x.shape[1:])
         model.load_state_dict(saved["model"])
         return model

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.errors import UserError
 from utils.files import write_json
@@ -38,14 +38,21 @@ def figure_of(config: Mapping[str, Any], validation: Mapping[str, Any]) -> str:
     return "class_acc" if config.get("best_epoch") == "class-accuracy" else "acc"
 
 
-def validation_figures(
-    setting: Path, rows: Sequence[str]
-) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, float]], str, float, bool]:
-    """({row: {seed: folder}}, {row: {seed: figure on validation}}, which of RULES, passes of all
-    rows, mean of the seeds, whether every seed is another split).
+class Candidates(NamedTuple):
+    """Finished rows among which one is chosen."""
 
-    rows: folders below the setting's. Raises UserError where a row or a figure is missing, and
-    where the rows were not all run with the same seeds.
+    folders: dict[str, dict[int, Path]]  # {row: {seed: folder}}
+    figures: dict[str, dict[int, float]]  # {row: {seed: figure on validation}}
+    rule: str  # a name of RULES
+    passes: float  # of all rows, mean of the seeds
+    resplit: bool  # whether every seed is another split
+
+
+def validation_figures(setting: Path, rows: Sequence[str]) -> Candidates:
+    """The rows' figures on validation. rows: folders below the setting's.
+
+    Raises UserError where a row or a figure is missing, and where the rows were not all run with
+    the same seeds.
     """
     folders, found, passes, rule, resplit = {}, {}, 0.0, "acc", False
     for row in rows:
@@ -74,7 +81,7 @@ def validation_figures(
         if found[row].keys() != found[rows[0]].keys():
             raise UserError(f"{setting}: {row} and {rows[0]} were run with different seeds; "
                             "run the missing")
-    return folders, found, rule, passes, resplit
+    return Candidates(folders, found, rule, passes, resplit)
 
 
 def write_best(
@@ -88,13 +95,11 @@ def write_best(
     from, the rule, how many seeds have which row, and the passes of all. Raises UserError where the
     folder holds anything but an earlier selection.
     """
-    folders, figures, rule, passes, resplit = validation_figures(setting, rows)
-    if by:
-        _, figures, rule, _, _ = validation_figures(setting, by)
-    seeds = list(figures[(by or rows)[0]])
-    chosen = {}
-    for part in [[seed] for seed in seeds] if resplit else [seeds]:
-        means = [fmean(figures[row][seed] for seed in part) for row in by or rows]
+    own_rows = validation_figures(setting, rows)
+    judged = validation_figures(setting, by) if by else own_rows
+    seeds, chosen = list(own_rows.figures[rows[0]]), {}
+    for part in [[seed] for seed in seeds] if own_rows.resplit else [seeds]:
+        means = [fmean(figures[seed] for seed in part) for figures in judged.figures.values()]
         best = rows[means.index(max(means))]  # of equal ones the first
         chosen |= dict.fromkeys(part, best)
     own = Results(setting) if any(setting.glob("*/seed*")) else None
@@ -105,11 +110,12 @@ def write_best(
             raise UserError(f"{path} is a run and no earlier selection; choose another name for it")
         shutil.rmtree(path)
     whose = f"{Path(by[0]).parent.name}'s " if by else ""
-    selected = {"from": list(rows), "passes": round(passes),
-                "rule": f"{whose}{RULES[rule]}, {'of each split' if resplit else 'mean of seeds'}",
+    over = "of each split" if own_rows.resplit else "mean of seeds"
+    selected = {"from": list(rows), "passes": round(own_rows.passes),
+                "rule": f"{whose}{RULES[judged.rule]}, {over}",
                 "seeds": dict(Counter(chosen.values()).most_common())}
     for seed, row in chosen.items():
-        source, folder = folders[row][seed], setting / name / f"seed{seed}"
+        source, folder = own_rows.folders[row][seed], setting / name / f"seed{seed}"
         config = read_record(source / "config.json")
         # first: a selection that was stopped half-way is known as one, and made again
         write_json(folder / "config.json", config | {"selected": {"row": row, **selected},
