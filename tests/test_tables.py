@@ -14,7 +14,14 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.metrics import GROUPS, fairness_metrics, to_json
 from utils.reporting.__main__ import main
-from utils.reporting.comparisons import beside_papers, differences, paired_difference
+from utils.reporting.comparisons import (
+    Paired,
+    beside_papers,
+    differences,
+    holm,
+    intervals,
+    paired_difference,
+)
 from utils.reporting.paper import eo_definition, marks_of, paper_row
 from utils.reporting.results import Results
 from utils.reporting.section import FIGURES, number
@@ -148,7 +155,9 @@ def test_paired_difference_by_hand():
     # differences 2, 1, 6: mean 3, s = sqrt(7); t(0.975, 2 degrees of freedom) = 4.302653
     result = paired_difference(a, b)
     half = 4.302653 * math.sqrt(7) / math.sqrt(3)
-    assert result == pytest.approx((3, 3 - half, 3 + half, 3), rel=1e-6)
+    # with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2), and t^2 = 9 / (7 / 3)
+    p = 1 - math.sqrt(27 / 7 / (27 / 7 + 2))
+    assert result == pytest.approx((3, 3 - half, 3 + half, 3, p), rel=1e-6)
     # Nadeau and Bengio: 1/n + n_test / n_train in place of 1/n
     wider = paired_difference(a, b, test_to_train=2 / 7)
     n = wider.pairs
@@ -157,11 +166,29 @@ def test_paired_difference_by_hand():
         (result.high - result.low) * math.sqrt((1 / n + 2 / 7) * n))
     one = paired_difference({1: 2.0}, {1: 5.0})
     assert (one.mean, one.pairs) == (-3, 1)
-    assert math.isnan(one.low)
+    assert math.isnan(one.low) and math.isnan(one.p)
+    same, shifted = {1: 2.0, 2: 3.0}, {1: 1.0, 2: 2.0}
+    assert (paired_difference(same, same).p, paired_difference(same, shifted).p) == (1, 0)
     none = paired_difference({1: 2.0}, {2: 5.0})
     assert math.isnan(none.mean)
     assert none.pairs == 0
     assert math.isnan(paired_difference({1: 1.0, 2: math.nan}, {1: 0.0, 2: 0.0}).mean)
+
+
+def test_holms_correction_by_hand():
+    # of three: .01 <= .05 / 3, .02 <= .05 / 2, .06 > .05; what was not tested does not count
+    assert holm([0.06, 0.01, math.nan, 0.02]) == [False, True, False, True]
+    # .03 > .05 / 2 ends it, and .04, below .05, falls with it
+    assert holm([0.04, 0.03]) == [False, False]
+    assert holm([]) == []
+
+
+def test_a_star_marks_what_stands_with_the_correction():
+    sure, unsure = Paired(2, 1, 3, 9, 0.004), Paired(2, 0.1, 3.9, 9, 0.04)
+    rows = {"a": {"acc": sure, "wst": unsure}, "b": {"acc": unsure, "wst": unsure}}
+    assert intervals(rows, ["acc", "wst"]) == {
+        "a": {"ACC": "+2.00 [+1.00, +3.00]*", "WST": "+2.00 [+0.10, +3.90]"},
+        "b": {"ACC": "+2.00 [+0.10, +3.90]*", "WST": "+2.00 [+0.10, +3.90]"}}
 
 
 def test_differences_pair_by_seed(setting):

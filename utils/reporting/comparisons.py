@@ -18,15 +18,18 @@ from utils.reporting.section import FAIRIF_FIGURES, FIGURES, TITLES, Section, in
 # FairIF's Table 6: rows <prefix><network> beside erm_<network>; the longer prefix first
 CHANGED = {"fairif_shuffled_": "shuffled weights", "fairif_": "FairIF"}
 PAIRED = "Paired differences to"
+STARRED = "* stands with Holm's correction over the rows."
 
 
 class Paired(NamedTuple):
-    """Mean difference over seeds with its confidence interval, and the number of seeds."""
+    """Mean difference over seeds, its confidence interval, the number of seeds, and the t test's
+    two-sided p, which is below 0.05 where the 95% interval excludes zero."""
 
     mean: float
     low: float
     high: float
     pairs: int
+    p: float = math.nan
 
 
 def paired_difference(
@@ -39,7 +42,7 @@ def paired_difference(
     s the sample standard deviation of the differences, t the quantile with n - 1 degrees of
     freedom. test_to_train: where the seeds draw overlapping splits of the same samples, the size of
     a test part over that of a training part, the correction of Nadeau and Bengio (2003); 0 for
-    training seeds. The interval is NaN with fewer than two pairs, and so is the mean with none.
+    training seeds. Interval and p are NaN with fewer than two pairs, and so is the mean with none.
     """
     seeds = sorted(a.keys() & b.keys())
     differences = pd.Series([a[seed] - b[seed] for seed in seeds], dtype=float)
@@ -48,8 +51,25 @@ def paired_difference(
         return Paired(mean if pairs else math.nan, math.nan, math.nan, pairs)
     quantile = student_t.ppf((1 + confidence) / 2, pairs - 1)
     spread = float(differences.std(skipna=False))
-    half = float(quantile) * spread * math.sqrt(1 / pairs + test_to_train)
-    return Paired(mean, mean - half, mean + half, pairs)
+    error = spread * math.sqrt(1 / pairs + test_to_train)
+    half = float(quantile) * error
+    t = abs(mean) / error if error else math.inf if mean else 0.0
+    return Paired(mean, mean - half, mean + half, pairs, float(2 * student_t.sf(t, pairs - 1)))
+
+
+def holm(p: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several tests stand at `level` together, by Holm's correction (1979).
+
+    The smallest p is held against level / n, the next against level / (n - 1), until one fails. A p
+    that is NaN was not tested: it does not stand and does not count.
+    """
+    stand = [False] * len(p)
+    tested = sorted((i for i, each in enumerate(p) if not math.isnan(each)), key=p.__getitem__)
+    for rank, i in enumerate(tested):
+        if p[i] > level / (len(tested) - rank):
+            break
+        stand[i] = True
+    return stand
 
 
 def differences(results: Results, baseline: str) -> dict[str, dict[str, Paired]]:
@@ -70,6 +90,20 @@ def differences(results: Results, baseline: str) -> dict[str, dict[str, Paired]]
     }
 
 
+def intervals(found: Mapping[str, Mapping[str, Paired]], figures: Sequence[str],
+              ) -> dict[str, dict[str, str]]:
+    """{method: {a figure's title: its difference [interval]}} of `differences`, as it is printed.
+
+    A star marks what stands with Holm's correction over the rows.
+    """
+    printed: dict[str, dict[str, str]] = {method: {} for method in found}
+    for name in figures:
+        stand = holm([of[name].p for of in found.values()])
+        for (method, of), stands in zip(found.items(), stand, strict=True):
+            printed[method][TITLES[name]] = interval(*of[name][:3]) + "*" * stands
+    return printed
+
+
 def resplit_ratio(results: Results) -> float:
     """Test over training samples where a setting's seeds draw splits of the same samples, else 0"""
     return max((config.get("test_to_train", 0.0) for seeds in results.configs.values()
@@ -77,12 +111,10 @@ def resplit_ratio(results: Results) -> float:
 
 
 def paired_section(results: Results, baseline: str) -> Section:
-    rows = [
-        {"method": method, "pairs": str(figures["acc"].pairs),
-         **{TITLES[name]: interval(*figures[name][:3]) for name in FIGURES}}
-        for method, figures in differences(results, baseline).items()
-    ]
-    note = "Method minus baseline over shared seeds, in points: mean [95% t interval]."
+    found = differences(results, baseline)
+    rows = [{"method": method, "pairs": str(found[method]["acc"].pairs), **cells}
+            for method, cells in intervals(found, FIGURES).items()]
+    note = f"Method minus baseline over shared seeds, in points: mean [95% t interval]. {STARRED}"
     if resplit_ratio(results):
         note += " The seeds' splits overlap: Nadeau and Bengio's correction."
     return Section(f"{PAIRED} {baseline}", note, pd.DataFrame(rows))

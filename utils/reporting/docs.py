@@ -25,7 +25,7 @@ import pandas as pd
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.reporting import effects
-from utils.reporting.comparisons import baselines_of, differences
+from utils.reporting.comparisons import STARRED, baselines_of, differences, intervals
 from utils.reporting.paper import FAIRIF, OUR_EO
 from utils.reporting.results import Results
 from utils.reporting.row_settings import standing
@@ -34,7 +34,6 @@ from utils.reporting.section import (
     TABLE_FIGURES,
     TITLES,
     Section,
-    interval,
     number,
     plus_minus,
     thousands,
@@ -43,7 +42,7 @@ from utils.reporting.tables import collect
 
 DOCUMENTS = ("README.md", "docs/results.md")
 START, END = "<!-- table: {} -->\n", "<!-- end -->"
-CLAIMED = {False: ("acc", "wst", "eo_worst"), True: ("acc", "aod", "eod")}  # is it FairIF's?
+CLAIMED = {False: ("acc", "wst", "eo_worst"), True: ("acc", "ad", "aod", "eod")}  # is it FairIF's?
 BLOCK = re.compile(START.format(r"(\S+)") + f"((?:(?!<!-- ).)*?){END}", re.DOTALL)
 
 
@@ -88,10 +87,10 @@ def sections_of(results: Results) -> list[Section]:
 
 def paired(results: Results, baseline: str, figures: Sequence[str]) -> Section:
     """Each row minus the baseline, in these figures."""
-    rows = [{f"minus {baseline}": method}
-            | {TITLES[name]: interval(*found[name][:3]) for name in figures}
-            for method, found in differences(results, baseline).items()]
-    return Section(frame=pd.DataFrame(rows), lines=["Points, paired by seed [95% t interval]."])
+    found = intervals(differences(results, baseline), figures)
+    rows = [{f"minus {baseline}": method} | cells for method, cells in found.items()]
+    line = f"Points, paired by seed [95% t interval]. {STARRED}"
+    return Section(frame=pd.DataFrame(rows), lines=[line])
 
 
 def table(results: Results, records: Sequence[Mapping[str, Any]], fairif: bool) -> Section:
