@@ -116,7 +116,7 @@ def test_correlations_by_hand():
     found = correlations(records())
     assert found["delta1", "acc"].mean == pytest.approx(-1)
     assert found["delta1", "acc"].low == pytest.approx(-1)  # the same in both seeds
-    mean, low, high, pairs = found["delta2", "eo_worst"]
+    mean, low, high, pairs, _ = found["delta2", "eo_worst"]
     assert (mean, pairs) == (pytest.approx(0.9), 2)
     assert high - mean == pytest.approx(12.7062 * 0.1)  # t with one degree of freedom
     assert found["elements", "eo_worst"].mean == pytest.approx(0.9)
@@ -138,6 +138,9 @@ def test_the_section_says_what_the_choice_does():
     assert frame.loc["selected minus not, points", "reduction of EO worst"].startswith("+1.50")
     assert frame.loc["nothing updated, points"].tolist() == [
         f"{gain} [{gain}, {gain}]" for gain in ("+0.50", "+1.00", "+2.00", "+3.00")]
+    assert list(frame.index[-4:]) == [
+        f"{block} updated, points" for block in ("stem", "layer1", "layer2", "fc")]
+    assert frame.loc["layer2 updated, points", "reduction of EO worst"].startswith("+10.00 [+10.00")
 
 
 def test_the_figure_holds_the_tensors_and_blocks(tmp_path):

@@ -55,7 +55,13 @@ def _gain(record: Mapping[str, Any], after: Mapping[str, float]) -> dict[str, fl
 
 def floors(records: Mapping[int, Mapping[str, Any]]) -> dict[str, Paired]:
     """{effect: that of batch norm's statistics alone, mean of the seeds and its interval}."""
-    gain = {seed: _gain(record, record["statistics"]) for seed, record in records.items()}
+    return _over_seeds(records, {seed: record["statistics"] for seed, record in records.items()})
+
+
+def _over_seeds(records: Mapping[int, Mapping[str, Any]],
+                after: Mapping[int, Mapping[str, float]]) -> dict[str, Paired]:
+    """{effect: what one update did, mean of the seeds and its interval}. after: {seed: figures}."""
+    gain = {seed: _gain(record, after[seed]) for seed, record in records.items()}
     zero = dict.fromkeys(records, 0.0)
     return {effect: paired_difference({seed: each[effect] for seed, each in gain.items()}, zero)
             for effect in EFFECTS}
@@ -93,8 +99,13 @@ def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
         for side in (True, False))) for effect in EFFECTS}
     rows.append({"ranked by": "selected minus not, points"}
                 | {EFFECTS[effect]: interval(*halves[effect][:3]) for effect in EFFECTS})
-    rows.append({"ranked by": "nothing updated, points"} | {
-        EFFECTS[effect]: interval(*floor[:3]) for effect, floor in floors(records).items()})
+    blocks = next(iter(records.values()))["blocks"]
+    alone = {"nothing updated": floors(records)} | {
+        f"{block} updated": _over_seeds(records, {
+            seed: record["blocks"][block] for seed, record in records.items()}) for block in blocks}
+    rows += [{"ranked by": f"{name}, points"} | {
+        EFFECTS[effect]: interval(*gain[:3]) for effect, gain in found.items()}
+        for name, found in alone.items()]
     frames = {seed: gains(record, "tensors") for seed, record in records.items()}
     both = _correlation(frames, "delta1", "delta2")
     count = len(next(iter(records.values()))["tensors"])
@@ -106,7 +117,8 @@ def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
         pd.DataFrame(rows), lines=[
             f"Delta1 with Delta2: rho {interval(*both[:3])}. Where it is near 1 the two rankings "
             "are one: no tensor is low in the first and high in the second. Nothing updated: batch "
-            "norm's statistics alone, which follow the synthetic images in every row."],
+            "norm's statistics alone, which follow the synthetic images in every row. Updated: a "
+            "whole block and nothing else."],
     )
 
 
