@@ -51,7 +51,7 @@ DATA_FLAGS="--dataset $SETTING --size all"
 TRAIN_FLAGS="--backbone resnet18_h128 --pretrained none --pretrain-lr 0.0002 --pretrain-epochs 50
   --pretrain-milestone 50"
 case $PAPER-$SETTING in
-  *-demo)  # how these were chosen: README, "The demo"
+  *-demo)  # how these were chosen: docs/protocol.md
     METHODS=${METHODS:-erm erm_longer linear_probing full_finetuning aim_fair} JOBS=${JOBS:-2}
     NARROW="--steps 5 --guidance 3" WIDE="--steps 3 --guidance 8"  # gap to the photographs
     SYNTHETIC=$DATA/synthetic_narrow SAMPLER=$NARROW
@@ -173,7 +173,7 @@ debiasing() {  # folder, the paper's table, training images
       "makes them of the images that an ERM run's train.csv lists" >&2
   fi
   # The demo's 47 steps an epoch are few: references train longer, four methods start from ERM, and
-  # what decides a row is searched, as often for each. See README, "Every row the same chance".
+  # what decides a row is searched, as often for each: docs/protocol.md.
   train "$1" --paper-table "$2" --size "$3" ${diga:+--edits "$EDITS"} --methods erm erm_longer \
     cvar_dro eiil lff jtt maple $diga aim_fair --baseline erm \
     $(on_demo --search models/search/demo.toml --set {cvar_dro,eiil}.{warm_start=16,rate=0.01} \
