@@ -87,6 +87,10 @@ def saved_split(
     return part
 
 
+class NoValidation(UserError):
+    """Validation images were asked for, and the metadata marks none."""
+
+
 def partitions(
     root: str | Path, target: str, protected: str, *, positive: Sequence[str] = (), seed: int = 0
 ) -> Splits:
@@ -151,14 +155,15 @@ def load(
     test_size: None for the whole test part, a number for a balanced draw. seed also draws the split
     of a folder that says none (see `draw_split`). positive: see `binary`. Every image that is used
     is checked first. Raises UserError for wrong metadata, unusable images and wrong arguments,
-    NotEnoughImages for a small group.
+    NotEnoughImages for a small group, NoValidation.
     """
     check_val(val)
     check_rule(rule)
     whole = partitions(root, target, protected, positive=positive, seed=seed)
     train, test = whole.train, whole.test
     if val == "official" and whole.val is None:
-        raise UserError(f"{where(root)} marks no image as validation; train without (--val none)")
+        raise NoValidation(
+            f"{where(root)} marks no image as validation; train without (--val none)")
     if size is not None:
         if (train.a < 0).all():
             raise UserError(f"--size {size} draws by group, and no training image of {root} has a "

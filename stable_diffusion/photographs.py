@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw
 from datasets import DATASETS, root_of
 from datasets.base import ImageTable
 from datasets.decoding import decode
+from datasets.folder import NoValidation
 from stable_diffusion.judges import Features
 from stable_diffusion.quality import by_group, per_prompt
 from utils.errors import UserError
@@ -47,9 +49,8 @@ def load_photographs(
     """At most `limit` training photographs of each group, and as many held out for validation.
 
     The draw has a fixed seed. root: the dataset's own where it has one, if None. positive: as of
-    the dataset. Raises UserError for a dataset that has
-    no image files or no labels of the user's for `positive`, what its `load` refuses, and a group
-    without photographs.
+    the dataset. Raises UserError for a dataset that has no image files or no labels of the user's
+    for `positive`, what its `load` refuses, and a group without photographs.
     """
     images = [name for name, entry in DATASETS.items() if not entry.in_memory]
     if dataset not in images:
@@ -57,7 +58,11 @@ def load_photographs(
     if positive and not DATASETS[dataset].own_labels:
         raise UserError(f"--positive is for labels of your own, and {dataset} has known ones: "
                         "leave out that flag")
-    splits = DATASETS[dataset](root_of(dataset, root), *pair, size=None, positive=positive)
+    load = partial(DATASETS[dataset], root_of(dataset, root), *pair, size=None, positive=positive)
+    try:
+        splits = load()
+    except NoValidation:  # then nothing is held out
+        splits = load(val="none")
     real = {group: _draw(splits.train, group, limit) for group in GROUPS}
     if empty := [f"{y}_{a}" for (y, a), paths in real.items() if not paths]:
         raise UserError(
@@ -81,7 +86,9 @@ def _draw(table: ImageTable | None, group: tuple[int, int], limit: int) -> list[
 
 
 def _features(network: Features, paths: dict[tuple[int, int], list[str]], what: str) -> Groups:
-    """Features per group, computed in one go."""
+    """Features per group, computed in one go; [0, 0] each where there is no image at all."""
+    if not any(paths.values()):
+        return {group: np.empty((0, 0), np.float32) for group in GROUPS}
     values = network.of([path for group in GROUPS for path in paths[group]], what)
     ends = np.cumsum([len(paths[group]) for group in GROUPS])[:-1]
     return dict(zip(GROUPS, np.split(values, ends), strict=True))

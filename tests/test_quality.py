@@ -229,6 +229,24 @@ def test_fewer_photographs_are_drawn_the_same_each_time(made, tmp_path):
     assert run(tmp_path / "b") == first
 
 
+def test_photographs_without_a_validation_part_hold_nothing_out(made, tmp_path):
+    shutil.copytree(made / "synthetic", tmp_path / "synthetic")
+    (tmp_path / "own").mkdir()
+    lines = ["file_name,Smiling,Male,split"]
+    for number, name in enumerate(sorted((made / "celeba" / "img_align_celeba").iterdir())[:12]):
+        shutil.copy(name, tmp_path / "own")
+        part = "train" if number < 8 else "test"
+        lines.append(f"{name.name},{number % 2},{number // 2 % 2},{part}")
+    (tmp_path / "own" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    audit.main(["--images", str(tmp_path / "synthetic"), "--dataset", "folder", "--data-root",
+                str(tmp_path / "own"), *arguments(made)[6:]])
+    report = json.loads((tmp_path / "synthetic" / "Smiling_Male" / "audit.json").read_text())
+    groups = report["quality"]["groups"]
+    assert (groups["all"]["real"], groups["all"]["held_out"]) == (8, 0)
+    assert groups["all"]["fid"] > 0 and groups["all"]["fid_held_out"] is None
+    assert groups["all"]["near_copies"] is None
+
+
 @pytest.mark.parametrize(("wrong", "names"), [
     (["--dataset", "adult"], "--dataset adult"),
     (["--dataset", "faces"], "--dataset faces"),
