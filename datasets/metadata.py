@@ -6,6 +6,7 @@ perhaps a column `split`.
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,11 +84,15 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             frame = pd.read_parquet(path)
         else:
+            separator = "\t" if path.suffix == ".tsv" else ","
             with warnings.catch_warnings():  # of rows with more fields than the head line
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str,
-                                    keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pyarrow's, the codecs'
+                frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False,
+                                    encoding="utf-8-sig", index_col=False)
+            with path.open(encoding="utf-8-sig", newline="") as file:  # pandas renames the second
+                heads = next(filter(None, csv.reader(file, delimiter=separator)))
+            frame.columns = [head.strip() or own for head, own in zip(heads, frame, strict=True)]
+    except (ValueError, OSError, csv.Error, pd.errors.ParserWarning) as error:  # pyarrow
         if is_systems(error):
             raise
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); write it as a "

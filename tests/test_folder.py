@@ -231,7 +231,8 @@ def test_a_mistaken_flag_is_one_sentence(flags, names, root, tmp_path, capsys):
     ("file_name,glasses,gender\na,1,man,3\n", "metadata.csv cannot be read"),
     ("file_name,glasses\n\xff\xfe", "metadata.csv cannot be read"),
     ("", "metadata.csv cannot be read"),
-    ("file_name,glasses,glasses\na.jpg,1,1\n", "has no column 'gender'"),
+    ("file_name,glasses,glasses\na.jpg,1,1\n", "two columns of one name.* glasses"),
+    ("\nfile_name,glasses,,\na.jpg,1,,\n", "has no column 'gender'"),
 ])
 def test_a_damaged_metadata_file(text, names, root):
     (root / "metadata.csv").write_bytes(text.encode("latin-1"))
