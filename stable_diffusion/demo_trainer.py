@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 
-from utils.files import atomic_path
+from utils.engine import load_state, save_torch
 from utils.progress import progress
 
 
@@ -34,7 +34,7 @@ class Trainer:
         )
         self.step = 0
         if self.path.exists():
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = load_state(self.path)
             self.modules.load_state_dict(state["modules"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -45,8 +45,7 @@ class Trainer:
             "modules": self.modules.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step,
         }
-        with atomic_path(self.path) as temporary:
-            torch.save(state, temporary)
+        save_torch(self.path, state)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
         """Rows int64 [batch]: a group uniformly, then one of its rows."""

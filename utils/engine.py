@@ -77,7 +77,9 @@ def save_torch(path: Path, value) -> None:
             raise
 
 
-def _load_state(path: Path) -> dict:
+def load_state(path: Path) -> dict:
+    """What `save_torch` wrote, on the CPU: an optimiser that is given it moves what it needs, but
+    not Adam's step. Raises UserError for a damaged file."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types for a damaged file
@@ -112,7 +114,7 @@ class Progress:
         Raises UserError where it is damaged or of another network."""
         if not path.exists():
             return cls()
-        state = _load_state(path)
+        state = load_state(path)
         try:
             torch.set_rng_state(state.pop("rng"))
             if (on_gpu := state.pop("gpu_rng", None)) is not None:  # of dropout
