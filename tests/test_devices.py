@@ -105,6 +105,10 @@ while len(list(folder.iterdir())) < int(sys.argv[3]):
 """
 
 
+def test_the_ordinary_tests_see_no_gpu():
+    assert not torch.cuda.is_available()
+
+
 def test_jobs_are_spread_over_the_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-b")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

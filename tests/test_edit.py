@@ -66,11 +66,12 @@ def refused(capsys, flags: list[str]) -> str:
 
 
 def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch, capsys):
-    out, calls = tmp_path / "out", Counter()
+    out, calls, embedded = tmp_path / "out", Counter(), []
     run = edit.Editor.edit
 
     def counted(self, rows, images):
         handle = self.pipe.unet.register_forward_hook(lambda *_: calls.update([rows[0].noised]))
+        embedded.append(len(self.sampler.embeddings))
         pixels = run(self, rows, images)
         handle.remove()
         calls[f"batches of {rows[0].noised}"] += 1
@@ -84,6 +85,7 @@ def test_edits_are_made_resumed_and_read_by_diga(command, tmp_path, monkeypatch,
         assert calls[noised] == noised * calls[f"batches of {noised}"]
     rows = list(csv.DictReader((out / "manifest.csv").read_text().splitlines()))
     assert tuple(rows[0]) == edit.COLUMNS
+    assert set(embedded) == {len({row["prompt"] for row in rows}) + 1}  # before the first batch
     assert [row["source"] for row in rows] == ["a.jpg"] * 2 + ["b.jpg"] * 2 + ["c.jpg"] * 2
     smiles = dict(FILES)
     for row in rows:  # the target stays, and the manifest says the side
