@@ -11,6 +11,7 @@ other editor can.
 from __future__ import annotations
 
 import csv
+import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -164,8 +165,9 @@ class EditLoader(ViewLoader):
         rows = self.rows(k)
         draws = np.stack([uniform(self.seed, k, rows, COLOUR + part) for part in range(6)], axis=-1)
         draws = torch.from_numpy(draws.reshape(len(rows), -1, 6)).float()  # [batches, V B, 6]
+        draws = draws.to(self.device)  # of the whole epoch: for each batch's the host would wait
         for drawn, (index, x, y, a) in zip(draws, super().epoch(k), strict=True):
-            yield index, jitter_colours(x, drawn.to(x.device)), y, a
+            yield index, jitter_colours(x, drawn), y, a
 
 
 def jitter_colours(x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -176,7 +178,7 @@ def jitter_colours(x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     What torchvision's ColorJitter and RandomGrayscale do, with its factors, for a whole batch; in
     this order, and hue is turned in the plane of YIQ's two colours instead of HSV's circle.
     """
-    luma = torch.tensor(LUMA, device=x.device)
+    luma, *_ = _colours(x.device)
     changed = drawn[:, 0] < JITTERED
 
     def factor(column: int, strength: float) -> torch.Tensor:
@@ -196,15 +198,22 @@ def jitter_colours(x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     return (image * 2 - 1).to(memory_format=torch.channels_last)
 
 
+@functools.cache
+def _colours(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """LUMA float [3], RGB -> YIQ and its inverse float [3, 3] there; sent once, as the host waits
+    for a constant that it sends and for an inverse."""
+    yiq = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    return tuple(part.to(device) for part in (torch.tensor(LUMA), yiq, torch.linalg.inv(yiq)))
+
+
 def _turns(turns: torch.Tensor) -> torch.Tensor:
     """RGB -> RGB with the hue turned by a share of the circle each: float [B, 3, 3]."""
-    yiq = torch.tensor([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)],
-                       device=turns.device)
+    _, yiq, back = _colours(turns.device)
     angle, rotation = 2 * torch.pi * turns, torch.zeros(len(turns), 3, 3, device=turns.device)
     rotation[:, 0, 0] = 1
     rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
     rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
-    return torch.linalg.inv(yiq) @ rotation @ yiq
+    return back @ rotation @ yiq
 
 
 def edit_loader(run, sides: np.ndarray, batch_size: int, *, pairs: bool) -> EditLoader:

@@ -76,8 +76,9 @@ def reestimate_statistics(model: nn.Module, batches) -> None:
     model.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's cumulative mean
-    for _, x, *_ in batches:
+    for count, (_, x, *_) in enumerate(batches, 1):
+        for norm in norms:
+            norm.momentum = 1 / count  # torch's cumulative mean, which waits for the GPU's counter
         model(x)
         PREEMPTION.check()
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -242,12 +242,16 @@ def test_compiled_training_is_the_same(name, traced, monkeypatch):
     assert {shape[0] for shape in traced} == {SIZE}
 
 
-def test_a_missing_compiler_is_said_before_the_start(monkeypatch):
+def test_a_missing_compiler_is_said_before_the_start(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="--compile needs a C"):
         options.check_compiler()
     monkeypatch.undo()
     monkeypatch.setattr(options.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(options.sysconfig, "get_path", lambda *_: str(tmp_path))
+    with pytest.raises(UserError, match="has no Python.h: install python3-dev"):
+        options.check_compiler()
+    (tmp_path / "Python.h").touch()
     options.check_compiler()
 
 

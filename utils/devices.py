@@ -71,13 +71,16 @@ def automatic() -> str:
 
 def pick(name: str) -> str:
     """cpu, cuda or cuda:N of --device: auto replaced, and under torchrun, srun or mpirun each
-    process's own GPU. Raises UserError as `automatic`."""
+    process's own GPU. A GPU with a number becomes the process's current one: on another one's
+    stream an event says nothing of it. Raises UserError as `automatic`."""
     device = automatic() if name == "auto" else name
-    rank = local_rank()
-    if device == "cuda" and rank:
-        import torch
+    if device == "cpu":
+        return device
+    import torch
 
+    if device == "cuda" and (rank := local_rank()):
         device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
+    if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return device
 

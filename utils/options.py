@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,14 @@ def check_device(device: str, *, here: bool = True) -> None:
 
 
 def check_compiler() -> None:
-    """Raise UserError where torch.compile would find no C++ compiler, long after the start."""
+    """Raise UserError where torch.compile would find no C++ compiler or none of Python's headers,
+    which its kernels (on a GPU Triton's launcher) include, long after the start."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("--compile needs a C++ compiler: install g++, or start without --compile")
+    headers = Path(sysconfig.get_path("include", "nt" if os.name == "nt" else "posix_prefix"))
+    if not (headers / "Python.h").exists():
+        raise UserError(f"--compile needs Python's headers, and {headers} has no Python.h: install "
+                        "python3-dev (or this version's), or start without --compile")
 
 
 def options_of(pairs: Sequence[str], methods: Mapping[str, Any]) -> dict[str, dict]:

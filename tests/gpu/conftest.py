@@ -49,6 +49,14 @@ def compiling(small, monkeypatch) -> Iterator[Callable[[bool], None]]:
     torch.compiler.set_stance("default")
 
 
+@pytest.fixture(autouse=True)
+def waiting_allowed() -> Iterator[None]:
+    """Afterwards the host may wait again: the frames of a case that failed hold `no_waiting`."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
     """Inside, the host must not wait for the GPU."""
@@ -94,6 +102,9 @@ def watched(device, monkeypatch) -> Callable[[Callable[[int, int], None]], None]
             with no_waiting(device):
                 for step, batch in enumerate(given, 1):
                     at(k, step)
+                    if PREEMPTION.requested and device.type == "cuda":
+                        # after this step the training saves, and waits for what it saves
+                        torch.cuda.set_sync_debug_mode("default")
                     yield batch
 
         monkeypatch.setattr(Loader, "epoch", batches)

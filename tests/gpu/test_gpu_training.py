@@ -1,6 +1,7 @@
 """Training on the GPU against the CPU: batches, steps, masks, every method, resuming, influences.
 
-Tolerances with a ~ in their comment are first guesses.
+Tolerances with a ~ in their comment are first guesses; where one says "simulated", the CPU's
+convolutions were rounded to TF32 (10 bits) for it, and sums moved by 1e-6.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def gradients_of(model, x, y, autocast=None) -> tuple[float, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("how", "loss_apart", "apart"), [
-    ("ieee", 1e-5, 1e-3),  # ~
-    ("tf32", 1e-2, 1e-2),  # ~
-    ("bf16", 2e-2, None),
+    ("ieee", 1e-4, 3e-2),  # the CPU's own fp32 is 4e-3 from its float64
+    ("tf32", 1e-2, 0.25),  # simulated: 0.12
+    ("bf16", 2e-2, None),  # the CPU's bf16: a cosine of 0.94
 ])
 def test_a_step_is_the_cpus(how, loss_apart, apart, device, small):
     torch.manual_seed(0)
@@ -188,6 +189,8 @@ def counters(state) -> set[str]:
 
 @pytest.mark.parametrize("name", tiny.runnable(METHODS))
 def test_a_stopped_training_goes_on(name, data, device, here, watched, tmp_path, monkeypatch):
+    # simulated: in another order sums, which TF32 rounds, move losses by up to 6% in two epochs
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     _, expected = run(data, tmp_path / "unbroken", name, device.type)
     stopped, resumed = [], []
 
@@ -254,7 +257,8 @@ def test_a_compiled_training_is_the_eager_one(device, small, compiling):
     for compiled in (False, True):
         torch.manual_seed(0)
         model = (tiny.Network() if small else build("resnet18")).to(device)
-        method = Method(model, RECIPE, compiled=compiled)
+        # simulated: at 0.05 the order of sums alone moves these losses by 14%, here by 0.4%
+        method = Method(model, Recipe(epochs=1, lr=0.002), compiled=compiled)
         method.train_mode()
         counted.clear()
         losses[compiled] = [float(method.update(batch)) for _ in range(2)]
