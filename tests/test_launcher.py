@@ -246,6 +246,12 @@ def test_a_stopped_launcher_stops_its_processes(tmp_path, monkeypatch):
             os.kill(int(path.stem), 0)
 
 
+def test_what_the_processes_say_is_passed_on_once(capsys):
+    program = "import sys; [print(line, file=sys.stderr) for line in ('no room', sys.argv[1])]"
+    launcher.in_parallel([[sys.executable, "-c", program, name] for name in "ab"], 1)
+    assert capsys.readouterr().err == "no room\na\nb\n"
+
+
 def test_what_a_failed_process_said_is_passed_on():
     wrong = [sys.executable, "-c", "import sys; sys.exit('error: no such thing')"]
     with pytest.raises(UserError, match="a run failed with 'error: no such thing'"):

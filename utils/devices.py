@@ -80,7 +80,7 @@ def pick(name: str) -> str:
 
     if device == "cuda" and (rank := local_rank()):
         device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
-    if device.startswith("cuda:"):
+    if device.startswith("cuda:") and int(device[5:]) < torch.cuda.device_count():  # a job's is not
         torch.cuda.set_device(device)
     return device
 

@@ -237,11 +237,13 @@ def in_parallel(
 
     gpus: as CUDA_VISIBLE_DEVICES names them; slot s of the `jobs` sees GPU s modulo their number.
     more: what else a process on that GPU, by its place in `gpus`, finds in its environment.
-    A signal for this process is passed on. Raises UserError where one failed, with what it said.
+    What they say on stderr is passed on when they end, each line once. So is a signal for this
+    process. Raises UserError where one failed, with what it said.
     """
     environment = {**os.environ, "TQDM_DISABLE": "1"}
     waiting, running = deque(commands), {}  # process -> (file of what it says on stderr, slot)
     failed: list[str] = []
+    told: set[str] = set()
     try:
         while (waiting and not failed) or running:
             while waiting and not failed and len(running) < jobs:
@@ -259,6 +261,11 @@ def in_parallel(
                     lines = [line.strip() for line in said if line.strip()]
                 if process.returncode:
                     failed.append((lines or [f"exit code {process.returncode}"])[-1])
+                    continue
+                for line in dict.fromkeys(lines):  # "no room on the GPU", of every process alike
+                    if line not in told:
+                        print(line, file=sys.stderr)
+                told.update(lines)
             time.sleep(0.1)
     finally:
         for process in running:
