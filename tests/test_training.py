@@ -305,6 +305,7 @@ def test_a_changed_hyper_parameter_never_reuses_a_result(name, option, data, res
 @pytest.mark.parametrize("change", [["--dataset", "demo"], ["--device", "cuda:0"]])
 def test_another_data_set_and_device_are_another_configuration(change, data, results, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     command = flags(data, results, "--methods", "erm")
     before, after = (
         complete(train.parse([*command, *more]))
