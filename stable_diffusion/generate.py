@@ -23,7 +23,6 @@ from pathlib import Path
 if not __package__:  # started by its path: python stable_diffusion/generate.py
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
 from stable_diffusion import manifest
 from stable_diffusion.manifest import Row
 from stable_diffusion.prompt_set import read_prompts
@@ -50,8 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     what.add_argument(
         "--model-config", metavar="ID", help="hub id or folder that gives a single "
-        "checkpoint file its tokenizer and architecture (default: SD 2.1-base's)",
-    )  # fmt: skip
+        "checkpoint file its tokenizer and architecture (default: SD 2.1-base's)")
     what.add_argument("--prompts", required=True, type=path, help="a prompt file of prompts/")
     what.add_argument("--out", required=True, type=path, help="root folder of the images")
     what.add_argument(
