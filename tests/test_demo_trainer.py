@@ -1,4 +1,4 @@
-"""The demo model's training loop: a stopped training goes on as if it had not been stopped."""
+"""The demo model's training loop: a stopped training resumes as if it had not been stopped."""
 
 from __future__ import annotations
 

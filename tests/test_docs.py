@@ -76,7 +76,8 @@ def test_differences_to_the_summarys_baselines_stand_below(results):
     new, _, _ = refresh(TEXT, results)
     # EO worst 10 - 35 and, twice the same run, 0: mean -12.5, half 12.7062 * 12.5
     assert re.search(r"\| minus erm +\| +ACC +\| +WST +\| +EO worst \|\n", new)
-    assert "-12.50 [-171.33, +146.33] |\n\nPoints, paired by seed [95% t interval]. " in new
+    assert ("-12.50 [-171.33, +146.33] |\n\nPoints, paired by seed [95% t interval]. "
+            "\\* stands with Holm's correction over the rows.\n") in new
     assert refresh(new, results)[0] == new
 
 

@@ -80,7 +80,8 @@ def pick(name: str) -> str:
 
     if device == "cuda" and (rank := local_rank()):
         device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
-    if device.startswith("cuda:") and int(device[5:]) < torch.cuda.device_count():  # a job's is not
+    # A GPU that is for SLURM's jobs need not be here.
+    if device.startswith("cuda:") and int(device[5:]) < torch.cuda.device_count():
         torch.cuda.set_device(device)
     return device
 

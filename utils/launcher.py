@@ -262,10 +262,10 @@ def in_parallel(
                 if process.returncode:
                     failed.append((lines or [f"exit code {process.returncode}"])[-1])
                     continue
-                for line in dict.fromkeys(lines):  # "no room on the GPU", of every process alike
+                for line in lines:  # "no room on the GPU", of every process alike
                     if line not in told:
                         print(line, file=sys.stderr)
-                told.update(lines)
+                        told.add(line)
             time.sleep(0.1)
     finally:
         for process in running:

@@ -62,9 +62,13 @@ def _over_seeds(records: Mapping[int, Mapping[str, Any]],
                 after: Mapping[int, Mapping[str, float]]) -> dict[str, Paired]:
     """{effect: what one update did, mean of the seeds and its interval}. after: {seed: figures}."""
     gain = {seed: _gain(record, after[seed]) for seed, record in records.items()}
-    zero = dict.fromkeys(records, 0.0)
-    return {effect: paired_difference({seed: each[effect] for seed, each in gain.items()}, zero)
+    return {effect: _mean({seed: each[effect] for seed, each in gain.items()})
             for effect in EFFECTS}
+
+
+def _mean(values: Mapping[int, float]) -> Paired:
+    """Mean over seeds and its t interval."""
+    return paired_difference(values, dict.fromkeys(values, 0.0))
 
 
 def correlations(records: Mapping[int, Mapping[str, Any]]) -> dict[tuple[str, str], Paired]:
@@ -85,7 +89,7 @@ def _correlation(frames: Mapping[int, pd.DataFrame], one: str, other: str) -> Pa
         two = frame[[one, other]].to_numpy(dtype=float)
         constant = (two == two[0]).all(0).any()
         rho[seed] = np.nan if constant else float(spearmanr(two).statistic)
-    return paired_difference(rho, dict.fromkeys(rho, 0.0))
+    return _mean(rho)
 
 
 def section(records: Mapping[int, Mapping[str, Any]]) -> Section:
